@@ -1,0 +1,1 @@
+"""Prevue: a running preview on Kubernetes for every GitHub pull request."""
