@@ -1,0 +1,1 @@
+"""Kubernetes, as the pipeline uses it."""

@@ -1,0 +1,160 @@
+"""The cluster port: namespaces under a fence, the truth about releases, readiness, URLs.
+
+Every write is made under a claim's token. The namespace's annotation `prevue.dev/fence` is the fence: the API server refuses each write
+of the impersonated `deployer` whose token is smaller (`docs/protocol/`, section 8). Errors: `ClusterUnavailable`, `StaleClaim`,
+`NamespaceTerminating`, `NamespaceForeign`, `NotReady`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+
+from prevue.model import PreviewKey
+
+FENCE_ANNOTATION = "prevue.dev/fence"
+LABEL_REQUEST = "prevue.dev/request"
+LABEL_COMMIT = "prevue.dev/commit"
+LABEL_DIGEST = "prevue.dev/digest"
+LABEL_TOKEN = "prevue.dev/token"  # noqa: S105  the name of a label
+
+
+class FenceKind(StrEnum):
+    """How a stale Helm is kept from writing; `doctor` and every claim's ledger say which is in force."""
+
+    POLICY = "policy"
+    """The admission policy compares the impersonated identity's token with the namespace's annotation."""
+    NONE = "none"
+    """Lease, token and the child's absolute deadline hold, except against a paused machine."""
+
+
+class Fence(msgspec.Struct, frozen=True, kw_only=True):
+    """A namespace raised to a claim's token; `uid` and `resource_version` are the preconditions of its deletion."""
+
+    namespace: str
+    token: int
+    uid: str
+    resource_version: str
+    kind: FenceKind
+
+
+class ReleaseRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What the newest release Secret says: Helm's own truth."""
+
+    name: str
+    revision: int
+    status: str
+    """`deployed`, `failed`, `pending-install`, `pending-upgrade`, `pending-rollback`, `uninstalling`, `superseded`."""
+    labels: dict[str, str]
+
+
+class ReadyLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How long to wait; seconds."""
+
+    readiness_timeout_seconds: float = 300
+    image_wait_seconds: float = 600
+    """For the commit's own image, that CI may not have pushed yet."""
+    commit_sha: str = ""
+    """An image whose reference contains this commit is the commit's own."""
+
+
+class UrlSource(StrEnum):
+    """Where a preview's URL comes from."""
+
+    TEMPLATE = "template"
+    NODE_PORT = "node_port"
+    INGRESS = "ingress"
+    LOAD_BALANCER = "load_balancer"
+
+
+class Cluster(Protocol):
+    """One Kubernetes cluster."""
+
+    async def raise_fence(self, key: PreviewKey, namespace: str, token: int, *, create: bool) -> Fence | None:
+        """Step 3: annotation := token by compare-and-swap; absent: created in one call with labels and annotation (`create`), or None.
+
+        The rights of the namespace's `deployer` identity are bound here too.
+
+        Raises:
+            StaleClaim: the annotation is higher already. NamespaceTerminating: it is being deleted.
+            NamespaceForeign: it exists without this preview's ownership labels.
+        """
+        ...
+
+    async def fence_bites(self, fence: Fence) -> None:
+        """Step 4: return once a server dry-run write of the impersonated deployer with token - 1 is refused by the policy."""
+        ...
+
+    def kubeconfig(self, fence: Fence) -> str:
+        """The claim's kubeconfig, for Helm: this cluster, impersonating the namespace's deployer with the token."""
+        ...
+
+    async def release(self, fence: Fence, name: str) -> ReleaseRecord | None:
+        """Step 7: the newest revision's record, read from the API server, not a cache; None: there is no such release."""
+        ...
+
+    async def wait_ready(self, fence: Fence, manifest: str, limits: ReadyLimits) -> None:
+        """Step 8: return when every workload of the rendered `manifest` has rolled out completely, confirmed by a fresh read.
+
+        Waits on watches that all previews share, one per kind. Fails fast.
+
+        Raises:
+            NotReady: crash loop, an image error of another image than the commit's own, quota, scheduling, a failed Job or a time-out;
+                with the reason and, in `details`, the last log lines.
+        """
+        ...
+
+    async def url(self, fence: Fence, manifest: str, source: UrlSource, *, host: str, timeout_seconds: float) -> str:
+        """Such as `http://127.0.0.1:31234/`, from the manifest's first Service or Ingress as the cluster has it now.
+
+        Raises:
+            NotReady: the manifest has no such object, or it got no address in time.
+        """
+        ...
+
+    async def delete_namespace(self, fence: Fence, *, timeout_seconds: float) -> None:
+        """Step 9: DELETE with preconditions uid and resourceVersion of the raise, then wait for 404. A new resourceVersion under the
+        same token is read and retried.
+
+        Raises:
+            StaleClaim: the annotation is another claim's by now. NamespaceTerminating: still there when the time was over.
+        """
+        ...
+
+    async def manifest(self, fence: Fence, name: str) -> str:
+        """The manifest that the newest revision's Secret holds: what `wait_ready` looks at for a release that is live already."""
+        ...
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """One fact that `doctor` found."""
+
+    name: str
+    ok: bool
+    text: str
+
+
+class ClusterInspector(Protocol):
+    """What `doctor` and the start of a deployer ask."""
+
+    async def fence_kind(self) -> FenceKind:
+        """Which fence is in force, found by trying it (server dry-run), not by its presence alone."""
+        ...
+
+    async def inspect(self) -> list[Finding]:
+        """Version, rights (SelfSubjectAccessReview), policy."""
+        ...
+
+
+class UrlProbe(Protocol):
+    """Ask a preview's URL whether it answers."""
+
+    async def probe(self, url: str, *, statuses: frozenset[int], timeout_seconds: float) -> None:
+        """Return once the URL answers with one of `statuses`; redirects are not followed.
+
+        Raises:
+            NotReady: it did not in `timeout_seconds`; the text has the last answer.
+        """
+        ...

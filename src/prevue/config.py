@@ -1,0 +1,205 @@
+"""Settings: one frozen struct per subject, a docstring under every field with its meaning, its unit and the reason of its default.
+
+`settings.py` reads them (file, then environment over it) and cross-checks them; this module is what they are. Seconds everywhere.
+The pull request never supplies any of this: chart, values and rules come from the operator.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from prevue.model import GITHUB_COM
+
+
+class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A group of settings; a field that it does not know is an error, since it would be a silent typing mistake."""
+
+
+class GitHubSettings(Struct):
+    """The GitHub App and its host."""
+
+    app_id: int = 0
+    """The App's id, from its settings page. Required by github-app and deployer."""
+    private_key_file: str = ""
+    """Path of the App's private key (PEM). A file, not a value: it never stands in an environment. Required."""
+    webhook_secrets: list[str] = []
+    """One or two secrets of the webhook's signature; two while one is being rotated, each is accepted. Required by github-app."""
+    webhook_secrets_file: str = ""
+    """Instead of `webhook_secrets`: a file with one secret a line, for a mounted Kubernetes Secret."""
+    api_url: str = "https://api.github.com"
+    """Root of the REST API; GitHub Enterprise Server: https://HOST/api/v3."""
+    host: str = GITHUB_COM
+    """Name of the GitHub host, part of every preview's identity. Changing it makes all previews new ones."""
+
+
+class QueueSettings(Struct):
+    """The queue between github-app and deployer."""
+
+    url: str = ""
+    """`postgresql://user:password@host/database` (also `postgres://`). github-app: with a role that may only insert. Required."""
+
+
+class StatestoreSettings(Struct):
+    """The statestore of the deployers; the GitHub App has none."""
+
+    url: str = ""
+    """`postgresql://…` with a role that owns the schema. Required by deployer, migrate, previews, dead-letters."""
+
+
+class AppSettings(Struct):
+    """The GitHub App's process."""
+
+    listen_host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 in a container, behind the load balancer that ends TLS."""
+    listen_port: int = 8080
+    """Port to listen on."""
+    replicas: int = 1
+    """How many App processes run: the budget of acknowledgements an installation is divided by it."""
+    github_timeout_seconds: float = 6
+    """All look-ups of one command together; then 503 and GitHub lists the delivery as failed. GitHub itself waits 10 s for an answer."""
+    body_bytes_max: int = 25 * 1024 * 1024
+    """Largest webhook body; GitHub's own cap is 25 MB."""
+    comments_per_minute: int = 30
+    """Content writes (acknowledgements and reactions) a minute and installation, of all App processes together. GitHub allows 80."""
+    comments_per_hour: int = 100
+    """The same an hour. GitHub allows 500; the outbox needs the rest."""
+
+
+class DeployerSettings(Struct):
+    """The deployer's process and the claim protocol's numbers (docs/protocol, section 7)."""
+
+    slots: int = 8
+    """Requests carried out at the same time by one process; each runs one Helm (about 70 MB)."""
+    lease_seconds: float = 30
+    """How long a claim lasts without a heartbeat; a heartbeat is sent every quarter of it."""
+    helm_deadline_seconds: float = 45
+    """Hard end of a Helm run, from the start of the step; Helm's process group is killed then."""
+    helm_deadline_grace_seconds: float = 5
+    """Added to the stored deadline: time to kill, and the clock's rate error."""
+    attempts_max: int = 5
+    """Attempts of a deploy before it is a dead letter. Outages and graceful stops do not count."""
+    backoff_seconds: float = 5
+    """Wait after the first failed attempt; doubled each time, with jitter."""
+    backoff_max_seconds: float = 300
+    """Longest wait between attempts."""
+    shutdown_grace_seconds: float = 20
+    """After SIGTERM running requests may finish within this time, then they are given back; less than the pod's termination grace (30 s)."""
+    sweep_interval_seconds: float = 5
+    """How often waiting requests that nobody holds are sent to the queue again."""
+    sweep_quiet_seconds: float = 5
+    """A waiting request is sent again when none was sent for it for this long."""
+    comments_per_minute: int = 45
+    """The outbox's content writes a minute and installation; with the App's 30 below GitHub's 80."""
+    comments_per_hour: int = 400
+    """The same an hour; with the App's 100 at GitHub's 500."""
+    health_host: str = "127.0.0.1"
+    """Address of the deployer's /healthz and /readyz."""
+    health_port: int = 0
+    """Port of the deployer's /healthz and /readyz; 0 = none."""
+
+
+class ClusterSettings(Struct):
+    """The Kubernetes cluster of the previews."""
+
+    name: str = "default"
+    """Name under which previews remember their cluster."""
+    kubeconfig: str = ""
+    """Path of a kubeconfig; empty: the pod's own service account. Never somebody's current context unasked."""
+    context: str = ""
+    """Context of that kubeconfig; empty: its current-context."""
+    helm: str = "helm"
+    """The Helm program (3.18 or newer, or 4): a name on PATH or a path."""
+    require_fence: bool = False
+    """Refuse to start where the admission policy is not in force; otherwise that is a warning, and `doctor` says it."""
+
+
+class UrlSettings(Struct):
+    """How a preview's URL is found, and what answers it must give before it is posted."""
+
+    source: str = "ingress"
+    """`template`, `node_port`, `ingress` or `load_balancer`."""
+    template: str = ""
+    """With `template`: such as `https://pr-{pr_number}.preview.example.com/`; names as in `values`."""
+    host: str = "127.0.0.1"
+    """With `node_port`: the address of a node."""
+    path: str = "/"
+    """Appended to the address that was found."""
+    statuses: list[int] = [200, 204, 301, 302, 303, 307, 308, 401, 403]
+    """HTTP statuses that count as an answer: a sign-in in front answers 302 or 401."""
+    timeout_seconds: float = 60
+    """How long to wait for an address and a good answer after the workloads are ready."""
+
+
+class PreviewSettings(Struct):
+    """How a repository's previews are made; `defaults`, or one entry of `repositories` laid over it."""
+
+    chart: str = ""
+    """Path of a chart folder on the deployer's disk; relative to the configuration file. Required."""
+    values: dict[str, Any] = {}
+    """Helm values. Strings may use {commit_sha}, {short_sha}, {branch}, {branch_slug}, {pr_number}, {repo}, {owner}, {name},
+    {namespace}, {release}, {host}; a dotted key such as `image.tag` means the nested one. {{ and }} are literal braces."""
+    url: UrlSettings = UrlSettings()
+    """How the URL is found and probed."""
+    host: str = ""
+    """A host name for {host} in values and URL; may use the other names: `pr-{pr_number}.preview.example.com`."""
+    helm_timeout_seconds: float = 40
+    """Helm's --timeout, for hooks; less than deployer.helm_deadline_seconds."""
+    readiness_timeout_seconds: float = 300
+    """How long workloads may take to become ready; then the request fails, with the reason."""
+    image_wait_seconds: float = 600
+    """How long the commit's own image is waited for, since CI may still be building it."""
+
+
+class RepositorySettings(Struct):
+    """One entry of `repositories`: only what differs from `defaults`."""
+
+    match: str
+    """`owner/name` or a glob such as `acme/*`, case-insensitive; the first entry that matches is taken."""
+    chart: str | None = None
+    """See defaults."""
+    values: dict[str, Any] | None = None
+    """Laid over the defaults' values, key by key."""
+    url: dict[str, Any] | None = None
+    """Laid over the defaults' url, key by key."""
+    host: str | None = None
+    """See defaults."""
+    helm_timeout_seconds: float | None = None
+    """See defaults."""
+    readiness_timeout_seconds: float | None = None
+    """See defaults."""
+    image_wait_seconds: float | None = None
+    """See defaults."""
+
+
+class LogSettings(Struct):
+    """Logs on standard error."""
+
+    level: str = "info"
+    """`debug`, `info`, `warning` or `error`."""
+    format: str = "json"
+    """`json` (one object a line) or `console`."""
+
+
+class Settings(Struct):
+    """Everything; each process uses its part."""
+
+    github: GitHubSettings = GitHubSettings()
+    """The GitHub App and its host."""
+    queue: QueueSettings = QueueSettings()
+    """The queue."""
+    statestore: StatestoreSettings = StatestoreSettings()
+    """The statestore."""
+    app: AppSettings = AppSettings()
+    """The GitHub App's process."""
+    deployer: DeployerSettings = DeployerSettings()
+    """The deployer's process."""
+    cluster: ClusterSettings = ClusterSettings()
+    """The cluster."""
+    log: LogSettings = LogSettings()
+    """Logs."""
+    defaults: PreviewSettings = PreviewSettings()
+    """How previews are made where no entry of `repositories` says otherwise."""
+    repositories: list[RepositorySettings] = []
+    """Repositories that may have previews, with what differs from `defaults`; none listed that matches: no preview."""

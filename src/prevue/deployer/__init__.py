@@ -1,0 +1,1 @@
+"""The deployer: takes requests, claims previews, runs Helm, tells."""

@@ -1,0 +1,1 @@
+"""GitHub, as Prevue uses it."""

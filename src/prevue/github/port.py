@@ -1,0 +1,91 @@
+"""The GitHub port: what App, deployer and sweeper need of GitHub, without a vendor's type.
+
+Every call is made as an installation of the App. Errors: `RateLimited` (with `retry_after`), `GitHubUnavailable` (no answer, 5xx, a body
+that cannot be read), `NotFound`, `NotInstalled` (401/403 that stays after a few seconds of a fresh token, suspended).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+
+
+class Permission(StrEnum):
+    """A user's right on a repository, as the collaborator-permission API's `role_name` gives it; custom roles become their base."""
+
+    NONE = "none"
+    READ = "read"
+    TRIAGE = "triage"
+    WRITE = "write"
+    MAINTAIN = "maintain"
+    ADMIN = "admin"
+
+    @property
+    def may_preview(self) -> bool:
+        """Who may push may preview: write, maintain, admin."""
+        return self in (Permission.WRITE, Permission.MAINTAIN, Permission.ADMIN)
+
+
+class PullRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What Prevue reads of a pull request."""
+
+    repo: str
+    """`owner/name` of the base repository as GitHub spells it now."""
+    repository_id: int
+    number: int
+    is_open: bool
+    is_fork: bool
+    """The head is in another repository, or that repository is gone."""
+    head_sha: str
+    head_ref: str
+    closed_at: datetime | None
+
+
+class Comment(msgspec.Struct, frozen=True, kw_only=True):
+    """An issue comment."""
+
+    id: int
+    body: str
+    author: str
+    is_ours: bool
+    """Written by this App's own bot user, compared by numeric id."""
+    created_at: datetime
+
+
+class GitHub(Protocol):
+    """GitHub through one App's installations."""
+
+    async def pull_request(self, installation_id: int, repo: str, number: int) -> PullRequest:
+        """The pull request as GitHub shows it now; its answer may lag a moment behind a webhook."""
+        ...
+
+    async def permission(self, installation_id: int, repo: str, login: str) -> Permission:
+        """The user's right, by the collaborator-permission API, never by `author_association`; an unknown user has none."""
+        ...
+
+    async def comment(self, installation_id: int, repo: str, comment_id: int) -> Comment:
+        """One comment."""
+        ...
+
+    async def find_comments(self, installation_id: int, repo: str, number: int, *, marker: str) -> list[Comment]:
+        """Our own comments on the pull request whose body begins with `marker`, all pages read, oldest first."""
+        ...
+
+    async def create_comment(self, installation_id: int, repo: str, number: int, body: str) -> Comment:
+        """POST a comment; never repeated by the client itself: an unanswered POST may have been carried out."""
+        ...
+
+    async def update_comment(self, installation_id: int, repo: str, comment_id: int, body: str) -> None:
+        """PATCH a comment."""
+        ...
+
+    async def delete_comment(self, installation_id: int, repo: str, comment_id: int) -> None:
+        """DELETE a comment; one that is gone is no error."""
+        ...
+
+    async def react(self, installation_id: int, repo: str, comment_id: int, content: str) -> None:
+        """Add a reaction (`eyes`, `rocket`, …) to a comment; adding it twice is harmless."""
+        ...

@@ -1,0 +1,1 @@
+"""The queue that carries requests from the GitHub App to the deployers."""

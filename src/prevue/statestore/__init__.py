@@ -1,0 +1,1 @@
+"""The statestore: requests, previews, claims, outbox."""

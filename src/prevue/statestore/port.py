@@ -1,0 +1,245 @@
+"""The statestore port: the claim protocol's transactions, one method each (`docs/protocol/`, section 2).
+
+Each method is atomic and durable at return. All times are the database's (`clock_timestamp()`), never a caller's. A write under a claim
+presents the claim's token; where that is no longer the preview's, nothing is written and `StaleClaim` is raised. Any method may raise
+`StateStoreUnavailable`: then its transaction may or may not have been committed, and calling it again is harmless.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Protocol
+
+import msgspec
+
+from prevue.lifecycle import Finish
+from prevue.model import Claim, Message, Notice, Order, PreviewKey, PreviewState, RequestState
+
+
+class ClaimLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """The protocol's numbers that the statestore applies (section 7)."""
+
+    lease_seconds: float = 30
+    attempts_max: int = 5
+    acknowledge_after_seconds: float = 5
+    """A new command's acknowledgement is due in the outbox after this time, should the App have skipped it."""
+    verify_after_seconds: float = 60
+    """lane lease + HTTP time-out: when no earlier drainer can still be inside a POST."""
+
+
+class Done(msgspec.Struct, frozen=True):
+    """Verdict 1: the request is terminal."""
+
+    state: RequestState
+
+
+class InProgress(msgspec.Struct, frozen=True):
+    """Verdicts 2 and 4: the preview is busy; the request is durable here and the sweeper wakes it."""
+
+
+class Superseded(msgspec.Struct, frozen=True):
+    """Verdict 3: a newer request is desired; the request has ended, its outbox row is written."""
+
+
+class Later(msgspec.Struct, frozen=True):
+    """Verdict 5: `not_before` lies `delay` seconds ahead."""
+
+    delay: float
+
+
+class Dead(msgspec.Struct, frozen=True):
+    """Verdict 6: attempts are spent; the request is a dead letter and its announcement is in the outbox."""
+
+
+class Granted(msgspec.Struct, frozen=True):
+    """Verdict 7: this worker holds the preview."""
+
+    claim: Claim
+
+
+Verdict = Done | InProgress | Superseded | Later | Dead | Granted
+
+
+class Began(msgspec.Struct, frozen=True):
+    """Helm may run: the deadline is stored, what is live is unknown from here on."""
+
+
+class NewerDesired(msgspec.Struct, frozen=True):
+    """The token is still the preview's, but a newer request is desired: finish as superseded."""
+
+
+class ClaimStore(Protocol):
+    """Register, claim, and every write under the claim."""
+
+    async def register_and_claim(self, message: Message, *, holder: str) -> Verdict:
+        """T1: register the request, raise what is desired, give the first verdict that fits, under the preview's row lock.
+
+        `message.is_complete` must be true. A repeated message finds its row. Namespace and release names are derived at the first
+        registration of a preview and stored; an attempt is counted with Granted; a newly registered command that the verdict leaves
+        open gets its acknowledgement's outbox row.
+        """
+        ...
+
+    async def heartbeat(self, claim: Claim) -> Order:
+        """Extend the lease; returns the order that is desired now. A lapsed lease is never revived.
+
+        Raises:
+            StaleClaim: the token is not the preview's any more, or the lease has lapsed.
+        """
+        ...
+
+    async def begin(
+        self, claim: Claim, *, preview_state: PreviewState, deadline_seconds: float, values_digest: str = ""
+    ) -> Began | NewerDesired:
+        """Step 5: store Helm's deadline (`deadline_seconds` from the database's now) and `deploying` or `destroying`; live becomes unknown.
+
+        Raises:
+            StaleClaim: the token is not the preview's any more, or the lease has lapsed.
+        """
+        ...
+
+    async def finish(self, claim: Claim, finish: Finish) -> None:
+        """Step 10: request, preview and outbox row in one transaction; preview and claim are free afterwards.
+
+        Raises:
+            StaleClaim: the token is not the preview's, or the request is not `claimed` under it any more.
+        """
+        ...
+
+    async def give_back(self, claim: Claim, *, delay: float, counted: bool, error: str) -> None:
+        """Transient failure (`counted`) or give-back: the request waits again, not before `delay` seconds; the preview is free.
+
+        Only to be called when the Helm child is reaped. The request's `error` keeps why, freed of secrets.
+
+        Raises:
+            StaleClaim: as `finish`.
+        """
+        ...
+
+    async def waiting(self, key: PreviewKey) -> list[Message]:
+        """The preview's waiting requests whose `not_before` has passed: a hint for the queue after a finish (step 11)."""
+        ...
+
+    async def note(self, claim: Claim, event: str, details: dict[str, str | int | float | bool]) -> None:
+        """Append one row to the ledger; never refused for a stale token: what a stale worker saw is evidence too."""
+        ...
+
+
+class OutboxItem(msgspec.Struct, frozen=True, kw_only=True):
+    """One status comment to be written or verified."""
+
+    notice: Notice
+    kind: str
+    version: int
+    known_comment_id: int
+    """The comment that was written last time; 0 if none is known."""
+    is_verify: bool
+    """True: the text was sent; look once more that exactly one comment stands there with the newest text."""
+
+
+class Outbox(Protocol):
+    """What is still to be said on pull requests (protocol, section 5)."""
+
+    async def due_installations(self) -> list[int]:
+        """Installations with rows that are due or to be verified now."""
+        ...
+
+    async def seconds_until_due(self) -> float | None:
+        """Seconds until the next row is due or to be verified, at least 0; None if there is none."""
+        ...
+
+    async def acquire_lane(self, installation_id: int, *, holder: str, seconds: float) -> bool:
+        """Take or extend the installation's lane lease; False if another holds it."""
+        ...
+
+    async def release_lane(self, installation_id: int, *, holder: str) -> None:
+        """Give the lane back; harmless if it is not ours."""
+        ...
+
+    async def due(self, installation_id: int, *, limit: int) -> list[OutboxItem]:
+        """Rows to send (outcomes before acknowledgements, then oldest first), then rows to verify."""
+        ...
+
+    async def reserve_write(self, installation_id: int, *, per_minute: int, per_hour: int) -> float:
+        """Record one content write and return 0, if fewer than the limits fall in the last minute and hour; else the seconds to wait."""
+        ...
+
+    async def sent(self, item: OutboxItem, *, comment_id: int) -> None:
+        """The comment stands with this item's version: `sent_version`, and the verify's time; after a verify, done for good."""
+        ...
+
+    async def postpone(self, item: OutboxItem, *, delay: float, error: str) -> None:
+        """Not before `delay` seconds again; attempts are counted, and never end it."""
+        ...
+
+
+class SweepStore(Protocol):
+    """What the sweeper's rules read and mark."""
+
+    async def unheld(self, *, quiet_seconds: float, limit: int) -> list[Message]:
+        """Rule 1: requests not terminal, `not_before` past, preview not busy, no message sent for `quiet_seconds`; marks them sent."""
+        ...
+
+
+class RequestView(msgspec.Struct, frozen=True, kw_only=True):
+    """One request, for people and `--json`."""
+
+    id: int
+    repo: str
+    pr_number: int
+    action: str
+    source: str
+    state: str
+    commit_sha: str
+    requested_by: str
+    attempts: int
+    token: int | None
+    reason: str
+    error: str
+    url: str
+    registered_at: datetime
+    finished_at: datetime | None
+
+
+class PreviewView(msgspec.Struct, frozen=True, kw_only=True):
+    """One preview, for people and `--json`; `error` and `attempts` are those of its newest request."""
+
+    repo: str
+    pr_number: int
+    state: str
+    commit_sha: str
+    url: str
+    namespace: str
+    release: str
+    token: int | None
+    attempts: int
+    error: str
+    repository_id: int
+    github_host: str
+    cluster: str
+    requests: list[RequestView]
+    """Newest first."""
+
+
+class PreviewReader(Protocol):
+    """Read-only: the CLI, and later the dashboard."""
+
+    async def previews(self, *, repo: str | None = None, limit: int = 100) -> list[PreviewView]:
+        """Previews, the one that changed last first; `requests` holds only the newest."""
+        ...
+
+    async def preview(self, repo: str, pr_number: int) -> PreviewView | None:
+        """One preview with its requests; `repo` as it was last seen, case-insensitive."""
+        ...
+
+    async def dead_letters(self, *, limit: int = 100) -> list[RequestView]:
+        """Requests whose attempts are spent, newest first."""
+        ...
+
+    async def dead_letter(self, request_id: int) -> RequestView | None:
+        """One dead letter."""
+        ...
+
+    async def ledger(self, repo: str, pr_number: int) -> list[dict[str, str | int | float | bool | None]]:
+        """The ledger's rows of a preview, oldest first."""
+        ...

@@ -1,0 +1,1 @@
+"""Fakes, clock and the ports' contract suites."""

@@ -1,0 +1,1 @@
+"""Contract suites: every backend and every fake passes the same."""

@@ -1,0 +1,1 @@
+"""One module per process: settings become running objects; only these name a backend."""
