@@ -13,11 +13,11 @@ import msgspec
 from prevue.model import GITHUB_COM
 
 
-class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Struct(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A group of settings; a field that it does not know is an error, since it would be a silent typing mistake."""
 
 
-class GitHubSettings(Struct):
+class GitHubSettings(Struct, frozen=True, kw_only=True):
     """The GitHub App and its host."""
 
     app_id: int = 0
@@ -34,21 +34,21 @@ class GitHubSettings(Struct):
     """Name of the GitHub host, part of every preview's identity. Changing it makes all previews new ones."""
 
 
-class QueueSettings(Struct):
+class QueueSettings(Struct, frozen=True, kw_only=True):
     """The queue between github-app and deployer."""
 
     url: str = ""
     """`postgresql://user:password@host/database` (also `postgres://`). github-app: with a role that may only insert. Required."""
 
 
-class StatestoreSettings(Struct):
+class StatestoreSettings(Struct, frozen=True, kw_only=True):
     """The statestore of the deployers; the GitHub App has none."""
 
     url: str = ""
     """`postgresql://…` with a role that owns the schema. Required by deployer, migrate, previews, dead-letters."""
 
 
-class AppSettings(Struct):
+class AppSettings(Struct, frozen=True, kw_only=True):
     """The GitHub App's process."""
 
     listen_host: str = "127.0.0.1"
@@ -67,7 +67,7 @@ class AppSettings(Struct):
     """The same an hour. GitHub allows 500; the outbox needs the rest."""
 
 
-class DeployerSettings(Struct):
+class DeployerSettings(Struct, frozen=True, kw_only=True):
     """The deployer's process and the claim protocol's numbers (docs/protocol, section 7)."""
 
     slots: int = 8
@@ -85,7 +85,7 @@ class DeployerSettings(Struct):
     backoff_max_seconds: float = 300
     """Longest wait between attempts."""
     shutdown_grace_seconds: float = 20
-    """After SIGTERM running requests may finish within this time, then they are given back; less than the pod's termination grace (30 s)."""
+    """After SIGTERM running requests may finish within this time, then they are given back; less than the pod's grace (30 s)."""
     sweep_interval_seconds: float = 5
     """How often waiting requests that nobody holds are sent to the queue again."""
     sweep_quiet_seconds: float = 5
@@ -100,7 +100,7 @@ class DeployerSettings(Struct):
     """Port of the deployer's /healthz and /readyz; 0 = none."""
 
 
-class ClusterSettings(Struct):
+class ClusterSettings(Struct, frozen=True, kw_only=True):
     """The Kubernetes cluster of the previews."""
 
     name: str = "default"
@@ -115,7 +115,7 @@ class ClusterSettings(Struct):
     """Refuse to start where the admission policy is not in force; otherwise that is a warning, and `doctor` says it."""
 
 
-class UrlSettings(Struct):
+class UrlSettings(Struct, frozen=True, kw_only=True):
     """How a preview's URL is found, and what answers it must give before it is posted."""
 
     source: str = "ingress"
@@ -132,7 +132,7 @@ class UrlSettings(Struct):
     """How long to wait for an address and a good answer after the workloads are ready."""
 
 
-class PreviewSettings(Struct):
+class PreviewSettings(Struct, frozen=True, kw_only=True):
     """How a repository's previews are made; `defaults`, or one entry of `repositories` laid over it."""
 
     chart: str = ""
@@ -152,7 +152,7 @@ class PreviewSettings(Struct):
     """How long the commit's own image is waited for, since CI may still be building it."""
 
 
-class RepositorySettings(Struct):
+class RepositorySettings(Struct, frozen=True, kw_only=True):
     """One entry of `repositories`: only what differs from `defaults`."""
 
     match: str
@@ -173,7 +173,7 @@ class RepositorySettings(Struct):
     """See defaults."""
 
 
-class LogSettings(Struct):
+class LogSettings(Struct, frozen=True, kw_only=True):
     """Logs on standard error."""
 
     level: str = "info"
@@ -182,7 +182,7 @@ class LogSettings(Struct):
     """`json` (one object a line) or `console`."""
 
 
-class Settings(Struct):
+class Settings(Struct, frozen=True, kw_only=True):
     """Everything; each process uses its part."""
 
     github: GitHubSettings = GitHubSettings()
