@@ -13,7 +13,7 @@ import msgspec
 from prevue.model import GITHUB_COM
 
 
-class Struct(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A group of settings; a field that it does not know is an error, since it would be a silent typing mistake."""
 
 
@@ -70,8 +70,10 @@ class AppSettings(Struct, frozen=True, kw_only=True):
 class DeployerSettings(Struct, frozen=True, kw_only=True):
     """The deployer's process and the claim protocol's numbers (docs/protocol, section 7)."""
 
-    slots: int = 8
-    """Requests carried out at the same time by one process; each runs one Helm (about 70 MB)."""
+    slots: int = 50
+    """Requests carried out at the same time by one process. A slot is cheap: most of its time it waits for pods."""
+    helm_parallel: int = 6
+    """Helm processes at the same time, about 70 MB and most of a core each; the other slots wait for their turn, before the deadline starts."""
     lease_seconds: float = 30
     """How long a claim lasts without a heartbeat; a heartbeat is sent every quarter of it."""
     helm_deadline_seconds: float = 45

@@ -21,6 +21,7 @@ class Reason(StrEnum):
     PULL_REQUEST_CLOSED = "pull_request_closed"
     PULL_REQUEST_OPEN = "pull_request_open"
     PERMISSION_LOST = "permission_lost"
+    FORK = "fork"
     NOT_CONFIGURED = "not_configured"
     NOT_FOUND = "not_found"
     CHART_INVALID = "chart_invalid"
