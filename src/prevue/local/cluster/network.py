@@ -1,0 +1,174 @@
+"""The machine's network, as far as the cluster touches it: a free range, a node address, forwarding, and the way back.
+
+Everything that is changed here is undone by `remove`, and rules of others are never rewritten: iptables is only ever told
+to add or remove our own lines and Kubernetes' own chains.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import random
+import re
+import socket
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from prevue.local.cluster.errors import LocalClusterError
+from prevue.local.cluster.state import Layout, boot_id
+
+NODE_LINK = "prevue0"
+COMMENT = "prevue-local-cluster"
+KUBERNETES_CHAIN = re.compile(r"^:((?:KUBE|CNI)-[A-Z0-9-]+) ")
+TABLES = ("iptables", "ip6tables")
+FORWARDING = ("net/ipv4/ip_forward", "net/ipv4/conf/all/route_localnet")
+PORTS = range(20000, 29000)
+"""Below NodePorts and the kernel's own choice for outgoing connections: a port stays ours between two starts."""
+
+
+def choose_layout() -> Layout:
+    """A range of addresses and ports that nobody on this machine uses now.
+
+    Raises:
+        LocalClusterError: another Kubernetes runs in this network namespace.
+    """
+    if any(_chains(program) for program in TABLES):
+        raise LocalClusterError(
+            "another Kubernetes node runs on this machine (its iptables chains KUBE-* are there), and two of them disturb each "
+            "other: use it with --kubeconfig FILE, or stop it"
+        )
+    api_port, etcd_port, etcd_peer_port = _free_ports(3)
+    return Layout(
+        network=_free_network(),
+        api_port=api_port,
+        etcd_port=etcd_port,
+        etcd_peer_port=etcd_peer_port,
+        forwarding={name: Path("/proc/sys", name).read_text().strip() for name in FORWARDING},
+        boot_id=boot_id(),
+    )
+
+
+def prepare(layout: Layout) -> None:
+    """Give the node its address and let packets of its pods pass; calling it twice is harmless."""
+    if not Path("/sys/class/net", NODE_LINK).exists():
+        # A bridge without members: kubelet wants an address that is not loopback, and not every kernel has `dummy` devices.
+        _run(["ip", "link", "add", NODE_LINK, "type", "bridge"])
+    _run(["ip", "address", "replace", f"{layout.node_ip}/32", "dev", NODE_LINK])
+    _run(["ip", "link", "set", NODE_LINK, "up"])
+    if Path("/sys/class/net/lo/operstate").read_text().strip() == "down":
+        _run(["ip", "link", "set", "lo", "up"])
+    for name in FORWARDING:
+        Path("/proc/sys", name).write_text("1")
+    _remove_own_rules("iptables")
+    for rule in _own_rules(layout):
+        _run(["iptables", "-w", "10", *rule])
+
+
+def remove(layout: Layout | None) -> None:
+    """Take away what `prepare`, kube-proxy and the network plugins put there."""
+    for program in TABLES:
+        _remove_own_rules(program)
+        _remove_chains(program)
+    subprocess.run(["ip", "link", "delete", NODE_LINK], capture_output=True, check=False)
+    if layout is not None:
+        for name, value in layout.forwarding.items():
+            Path("/proc/sys", name).write_text(value)
+
+
+def _own_rules(layout: Layout) -> list[list[str]]:
+    mark = ["-m", "comment", "--comment", COMMENT]
+    pods = layout.pod_range
+    return [
+        # In front of a firewall's DROP, which Docker sets as the policy.
+        ["-I", "FORWARD", "-s", pods, *mark, "-j", "ACCEPT"],
+        ["-I", "FORWARD", "-d", pods, *mark, "-j", "ACCEPT"],
+        ["-t", "nat", "-A", "POSTROUTING", "-s", pods, "!", "-d", f"10.{layout.network}.0.0/16", *mark, "-j", "MASQUERADE"],
+    ]
+
+
+def _free_network() -> int:
+    taken = list(_taken_networks())
+    for candidate in range(244, 255):
+        wanted = ipaddress.ip_network(f"10.{candidate}.0.0/16")
+        if not any(wanted.overlaps(network) for network in taken):
+            return candidate
+    raise LocalClusterError("no free range 10.244.0.0/16 … 10.254.0.0/16 for the local cluster: remove a route to one of them")
+
+
+def _taken_networks() -> Iterable[ipaddress.IPv4Network]:
+    for command in (["ip", "-j", "-4", "route", "show", "table", "all"], ["ip", "-j", "-4", "address"]):
+        for entry in json.loads(_run(command) or "[]"):
+            texts = [entry.get("dst", "")]
+            texts += [f"{address['local']}/{address['prefixlen']}" for address in entry.get("addr_info", ())]
+            for text in texts:
+                try:
+                    network = ipaddress.IPv4Network(text, strict=False)
+                except ValueError:
+                    continue  # "default", and whatever else is no range
+                if network.prefixlen >= 8:
+                    yield network
+
+
+def _free_ports(count: int) -> list[int]:
+    ports: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise LocalClusterError(f"no free ports between {PORTS.start} and {PORTS.stop} on 127.0.0.1")
+
+
+def _save(program: str) -> list[str]:
+    """The rules as text, or nothing where the kernel has no such tables (IPv6 switched off)."""
+    result = subprocess.run([f"{program}-save"], capture_output=True, text=True, check=False)
+    return result.stdout.splitlines() if result.returncode == 0 else []
+
+
+def _chains(program: str) -> list[tuple[str, str]]:
+    """Kubernetes' chains as (table, chain)."""
+    table, found = "", []
+    for line in _save(program):
+        if line.startswith("*"):
+            table = line[1:]
+        elif match := KUBERNETES_CHAIN.match(line):
+            found.append((table, match[1]))
+    return found
+
+
+def _remove_own_rules(program: str) -> None:
+    table = ""
+    for line in _save(program):
+        if line.startswith("*"):
+            table = line[1:]
+        elif line.startswith("-A ") and f"--comment {COMMENT} " in line:
+            subprocess.run([program, "-w", "10", "-t", table, "-D", *line.split()[1:]], capture_output=True, check=False)
+
+
+def _remove_chains(program: str) -> None:
+    """One transaction a table: jumps out of the built-in chains, then the chains. Lines of others are not mentioned."""
+    tables: dict[str, list[str]] = {}
+    table = ""
+    for line in _save(program):
+        if line.startswith("*"):
+            table = line[1:]
+        elif match := KUBERNETES_CHAIN.match(line):
+            tables.setdefault(table, []).insert(0, f":{match[1]} - [0:0]")
+        elif re.match(r"^-A (?!KUBE-|CNI-)\S+ .*-j (KUBE|CNI)-", line):
+            tables.setdefault(table, []).append(f"-D {line[3:]}")
+    for name, lines in tables.items():
+        chains = [line.split()[0][1:] for line in lines if line.startswith(":")]
+        script = "\n".join([f"*{name}", *lines, *(f"-X {chain}" for chain in chains), "COMMIT", ""])
+        subprocess.run([f"{program}-restore", "-w", "10", "--noflush"], input=script, text=True, capture_output=True, check=False)
+
+
+def _run(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except subprocess.CalledProcessError as error:
+        raise LocalClusterError(f"`{' '.join(command)}` failed: {error.stderr.strip()}: the cluster needs to change the network") from error
