@@ -1,0 +1,25 @@
+"""What every statestore backend decides alike and without I/O: who hears of an outcome (protocol, section 5)."""
+
+from __future__ import annotations
+
+from prevue.model import Action, Message, PreviewState, RequestState, Source
+
+STATUS = "status"
+"""The outbox row's kind: the one status comment of a request."""
+
+
+def is_told(message: Message, outcome: RequestState, preview_state: PreviewState) -> bool:
+    """Whether the end of a request writes an outbox row; `preview_state` is the preview's before the end.
+
+    Silent are: the sweeper's own teardown; a close that a newer command superseded; and a destroy of a preview that never began,
+    since a pull request that never had a preview hears nothing. Somebody who *asked* by a comment always gets an answer: their
+    acknowledgement's row would else stand there for ever.
+    """
+    source = message.effective_source
+    if source is Source.COMMENT:
+        return True
+    if source is Source.SWEEP:
+        return False
+    if source is Source.CLOSE and outcome is RequestState.SUPERSEDED:
+        return False
+    return not (message.action is Action.DESTROY and preview_state is PreviewState.REQUESTED)

@@ -1,0 +1,204 @@
+"""The queue's fake: one object is one process's view, the `QueueDisk` is what survives it.
+
+A test crashes a process with `crash()` and opens another `FakeQueue` on the same disk. Time is the event loop's, plus what a test lets
+pass with `QueueDisk.advance`; nothing is random, and messages come in the order in which they became available.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from prevue.errors import MessageInvalid, QueueUnavailable
+from prevue.model import Message, decode_message, encode_message
+from prevue.queue.identity import message_identity
+from prevue.queue.port import AlreadyEnqueued, Consumer, Done, Enqueued, Enqueuer, Handler, Release, RetryAfter, Settlement
+
+LEASE_SECONDS = 10.0
+"""How long a received message is kept from others; extended while its handler runs."""
+BACKOFF_SECONDS = 1.0
+"""A message whose handler raised comes back after this, doubled with each delivery, at most `BACKOFF_SECONDS_MAX`."""
+BACKOFF_SECONDS_MAX = 60.0
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Entry:
+    """One unsettled message; `receipt` is 0 until it is received."""
+
+    identity: str
+    body: bytes
+    available_at: float
+    receipt: int = 0
+    deliveries: int = 0
+
+
+@dataclass
+class QueueDisk:
+    """What is durable."""
+
+    entries: list[Entry] = field(default_factory=list)
+    rejected: list[tuple[bytes, str]] = field(default_factory=list)
+    """Bodies that could not be decoded, with the reason."""
+    offset: float = 0.0
+    outage: bool = False
+    """While true, every call fails as if the queue were down."""
+    receipts: int = 0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def now(self) -> float:
+        """Seconds; only differences have a meaning."""
+        return asyncio.get_running_loop().time() + self.offset
+
+    def advance(self, seconds: float) -> None:
+        """Let `seconds` pass for leases and delays."""
+        self.offset += seconds
+        self.changed.set()
+
+    def put_raw(self, body: bytes) -> None:
+        """Place bytes that `enqueue` would never write."""
+        self.entries.append(Entry(uuid4().hex, body, self.now()))
+        self.changed.set()
+
+    def messages(self) -> list[Message]:
+        """The unsettled messages, oldest first."""
+        return [decode_message(entry.body) for entry in self.entries]
+
+
+class FakeQueue:
+    """Enqueuer and Consumer on one disk."""
+
+    def __init__(self, disk: QueueDisk | None = None) -> None:
+        self.disk = disk if disk is not None else QueueDisk()
+        self._crashed = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def enqueue(self, message: Message) -> Enqueued | AlreadyEnqueued:
+        """As the port says."""
+        body = encode_message(message)
+        await self.check()
+        identity = message_identity(message)
+        if any(entry.identity == identity for entry in self.disk.entries):
+            return AlreadyEnqueued()
+        self.disk.entries.append(Entry(identity, body, self.disk.now()))
+        self.disk.changed.set()
+        return Enqueued()
+
+    async def check(self) -> None:
+        """As the port says."""
+        await asyncio.sleep(0)
+        if self.disk.outage:
+            raise QueueUnavailable("the fake queue is down")
+
+    def crash(self) -> None:
+        """Die as by SIGKILL: handlers are cancelled and nothing is given back; leases run out by themselves."""
+        self._crashed = True
+        for task in self._tasks:
+            task.cancel()
+        self.disk.changed.set()
+
+    async def run(self, handler: Handler, *, slots: int, stop: asyncio.Event) -> None:
+        """As the port says."""
+        stopped = asyncio.create_task(stop.wait(), name="fake-queue-stop")
+        try:
+            while not stop.is_set() and not self._crashed:
+                self.disk.changed.clear()
+                while len(self._tasks) < slots and (entry := self._take()) is not None:
+                    task = asyncio.create_task(self._handle(handler, entry, entry.receipt), name=f"fake-queue-{entry.receipt}")
+                    self._tasks.add(task)
+                    task.add_done_callback(self._forget)
+                await self._pause(stopped)
+            await self._drain()
+        except asyncio.CancelledError:
+            for task in self._tasks:
+                task.cancel()
+            await self._drain()
+            raise
+        finally:
+            stopped.cancel()
+            await asyncio.gather(stopped, return_exceptions=True)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self.disk.changed.set()
+
+    async def _drain(self) -> None:
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _take(self) -> Entry | None:
+        """The oldest available message, now leased; one that cannot be decoded is set aside on the way."""
+        if self.disk.outage:
+            return None
+        now = self.disk.now()
+        for entry in sorted(self.disk.entries, key=lambda each: each.available_at):
+            if entry.available_at > now:
+                return None
+            try:
+                decode_message(entry.body)
+            except MessageInvalid as exc:
+                _logger.warning("message set aside: %s", exc)
+                self.disk.entries.remove(entry)
+                self.disk.rejected.append((entry.body, str(exc)))
+                continue
+            self.disk.receipts += 1
+            entry.receipt = self.disk.receipts
+            entry.deliveries += 1
+            entry.available_at = now + LEASE_SECONDS
+            return entry
+        return None
+
+    async def _pause(self, stopped: asyncio.Task[bool]) -> None:
+        """Until something changed, the next message becomes available, or the stop; running messages are extended meanwhile."""
+        now = self.disk.now()
+        waits = [entry.available_at - now for entry in self.disk.entries]
+        timeout = max(0.001, min([*waits, LEASE_SECONDS / 3]))
+        changed = asyncio.create_task(self.disk.changed.wait(), name="fake-queue-wait")
+        await asyncio.wait({stopped, changed}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        changed.cancel()
+        await asyncio.gather(changed, return_exceptions=True)
+
+    async def _handle(self, handler: Handler, entry: Entry, receipt: int) -> None:
+        keeper = asyncio.create_task(self._extend(entry, receipt), name=f"fake-queue-extend-{receipt}")
+        settlement: Settlement
+        try:
+            settlement = await handler(decode_message(entry.body))
+        except asyncio.CancelledError:
+            if not self._crashed:
+                self._settle(entry, receipt, Release())
+            raise
+        except Exception:
+            _logger.exception("a handler failed; its message comes back")
+            settlement = RetryAfter(min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2 ** (entry.deliveries - 1)))
+        finally:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
+        while self.disk.outage:  # waited out, as a real backend does
+            await asyncio.sleep(0.01)
+        self._settle(entry, receipt, settlement)
+
+    async def _extend(self, entry: Entry, receipt: int) -> None:
+        while True:
+            await asyncio.sleep(LEASE_SECONDS / 3)
+            if entry.receipt == receipt and not self.disk.outage:
+                entry.available_at = self.disk.now() + LEASE_SECONDS
+
+    def _settle(self, entry: Entry, receipt: int, settlement: Settlement) -> None:
+        """Nothing happens where the message was received by another since."""
+        if entry.receipt != receipt or entry not in self.disk.entries:
+            return
+        match settlement:
+            case Done():
+                self.disk.entries.remove(entry)
+            case RetryAfter(delay):
+                entry.available_at = self.disk.now() + delay
+            case Release():
+                entry.available_at = self.disk.now()
+        entry.receipt = 0
+        self.disk.changed.set()
+
+
+_enqueuer: type[Enqueuer] = FakeQueue
+_consumer: type[Consumer] = FakeQueue

@@ -1,0 +1,522 @@
+"""The statestore's fake: the claim protocol's transactions in memory, on a `StateStoreDisk` that survives the object.
+
+It is written from the protocol, not from the SQL, and passes the same contract suite. Its database's time is the clock's, plus what a
+test lets pass with `advance`. A method runs from its first check to its last write without giving way to another task: one transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from prevue.clock import Clock, SystemClock
+from prevue.errors import StaleClaim, StateStoreUnavailable
+from prevue.lifecycle import Finish, Reason
+from prevue.model import (
+    Action,
+    Claim,
+    Message,
+    Notice,
+    Order,
+    PreviewKey,
+    PreviewState,
+    RequestState,
+    Source,
+    preview_namespace,
+    release_name,
+)
+from prevue.statestore.port import (
+    Began,
+    ClaimLimits,
+    ClaimStore,
+    Dead,
+    Done,
+    Granted,
+    InProgress,
+    Later,
+    NewerDesired,
+    Outbox,
+    OutboxItem,
+    PreviewReader,
+    PreviewView,
+    RequestView,
+    Superseded,
+    SweepStore,
+    Verdict,
+)
+from prevue.statestore.rules import STATUS, is_told
+from prevue.testing.statestore_disk import NEVER, LedgerRow, OutboxRow, PreviewRow, RequestRow, StateStoreDisk
+
+
+class FakeStateStore:
+    """ClaimStore, Outbox, SweepStore and PreviewReader on one disk."""
+
+    def __init__(
+        self,
+        disk: StateStoreDisk | None = None,
+        *,
+        limits: ClaimLimits | None = None,
+        cluster_name: str = "default",
+        clock: Clock | None = None,
+    ) -> None:
+        self.disk = disk if disk is not None else StateStoreDisk()
+        self.limits = limits if limits is not None else ClaimLimits()
+        self.cluster_name = cluster_name
+        self.clock: Clock = clock if clock is not None else SystemClock()
+
+    def advance(self, seconds: float) -> None:
+        """Let `seconds` pass on the database's clock, and on no other."""
+        self.disk.offset += timedelta(seconds=seconds)
+
+    # -- ClaimStore ------------------------------------------------------------------------------------------------------------------
+
+    async def register_and_claim(self, message: Message, *, holder: str) -> Verdict:
+        """T1."""
+        granted_at_boottime = self.clock.boottime()
+        now = await self._begin_transaction()
+        request, is_new = self._register(message, now)
+        preview = self._preview_of(request, now)
+        if is_new:
+            preview.repo = message.repo
+        order = request.message.order
+        if preview.desired < order:
+            preview.desired, preview.desired_request = order, request.id
+        verdict = self._verdict(request, preview, now)
+        if isinstance(verdict, Superseded):
+            self._end(request, RequestState.SUPERSEDED, Reason.NEWER_REQUEST, now)
+        elif isinstance(verdict, Dead):
+            self._end(request, RequestState.DEAD, Reason.ATTEMPTS_SPENT, now)
+            preview.holder, preview.state, preview.changed_at = None, PreviewState.FAILED, now
+        elif verdict is None:
+            verdict = Granted(self._grant(request, preview, holder, now, granted_at_boottime))
+        if is_new and request.message.effective_source is Source.COMMENT and not request.state.is_terminal:
+            due_at = now + timedelta(seconds=self.limits.acknowledge_after_seconds)
+            self.disk.outbox[request.id, STATUS] = OutboxRow(request.id, STATUS, due_at)
+        return verdict
+
+    async def heartbeat(self, claim: Claim) -> Order:
+        """Extend the lease."""
+        now = await self._begin_transaction()
+        preview = self._held(claim)
+        if preview.lease_until <= now:
+            raise StaleClaim
+        preview.lease_until = now + timedelta(seconds=self.limits.lease_seconds)
+        return preview.desired
+
+    async def begin(
+        self, claim: Claim, *, preview_state: PreviewState, deadline_seconds: float, values_digest: str = ""
+    ) -> Began | NewerDesired:
+        """Step 5."""
+        now = await self._begin_transaction()
+        preview = self._held(claim)
+        if preview.desired > claim.order:
+            return NewerDesired()
+        if preview.lease_until <= now:
+            raise StaleClaim
+        preview.helm_deadline = now + timedelta(seconds=deadline_seconds)
+        preview.state, preview.live, preview.changed_at = preview_state, None, now
+        if values_digest:
+            self.disk.requests[claim.request_id].values_digest = values_digest
+        self._record(claim.request_id, claim.token, "began", now, state=preview_state.value, deadline_seconds=deadline_seconds)
+        return Began()
+
+    async def finish(self, claim: Claim, finish: Finish) -> None:
+        """Step 10."""
+        now = await self._begin_transaction()
+        preview, request = self._held(claim), self._claimed(claim)
+        told = finish.tell and is_told(request.message, finish.outcome, preview.state)
+        self._free(preview, now)
+        if finish.preview_state is not None:
+            is_ready = finish.preview_state is PreviewState.READY
+            preview.state = finish.preview_state
+            preview.live, preview.url = (finish.live, finish.url) if is_ready else (None, "")
+        self._end(request, finish.outcome, finish.reason, now, error=finish.error, url=finish.url, told=told)
+
+    async def give_back(self, claim: Claim, *, delay: float, counted: bool, error: str) -> None:
+        """Transient failure or give-back."""
+        now = await self._begin_transaction()
+        preview, request = self._held(claim), self._claimed(claim)
+        self._free(preview, now)
+        request.state, request.error = RequestState.WAITING, error
+        request.not_before = now + timedelta(seconds=delay)
+        request.attempts -= 0 if counted else 1
+        self._record(request.id, claim.token, "given_back", now, counted=counted, delay=delay, error=error)
+
+    async def waiting(self, key: PreviewKey) -> list[Message]:
+        """Waiting requests of one preview."""
+        now = await self._begin_transaction()
+        rows = [row for row in self._requests_of(key) if row.state is RequestState.WAITING and row.not_before <= now]
+        return [row.message for row in sorted(rows, key=lambda row: (row.message.order, row.id), reverse=True)]
+
+    async def note(self, claim: Claim, event: str, details: dict[str, str | int | float | bool]) -> None:
+        """One row in the ledger."""
+        now = await self._begin_transaction()
+        self._record(claim.request_id, claim.token, event, now, **details)
+
+    # -- Outbox ----------------------------------------------------------------------------------------------------------------------
+
+    async def due_installations(self) -> list[int]:
+        """Installations with something to do now."""
+        now = await self._begin_transaction()
+        rows = [row for row in self.disk.outbox.values() if (at := _next_at(row)) is not None and at <= now]
+        return sorted({self._installation(row) for row in rows})
+
+    async def seconds_until_due(self) -> float | None:
+        """Until the next row."""
+        now = await self._begin_transaction()
+        times = [at for row in self.disk.outbox.values() if (at := _next_at(row)) is not None]
+        return max(0.0, (min(times) - now).total_seconds()) if times else None
+
+    async def acquire_lane(self, installation_id: int, *, holder: str, seconds: float) -> bool:
+        """Take or extend."""
+        now = await self._begin_transaction()
+        other, until = self.disk.lanes.get(installation_id, (holder, NEVER))
+        if other != holder and until > now:
+            return False
+        self.disk.lanes[installation_id] = (holder, now + timedelta(seconds=seconds))
+        return True
+
+    async def release_lane(self, installation_id: int, *, holder: str) -> None:
+        """Give back."""
+        await self._begin_transaction()
+        if self.disk.lanes.get(installation_id, ("", NEVER))[0] == holder:
+            del self.disk.lanes[installation_id]
+
+    async def due(self, installation_id: int, *, limit: int) -> list[OutboxItem]:
+        """Outcomes, acknowledgements, verifications."""
+        now = await self._begin_transaction()
+
+        def rank(row: OutboxRow) -> tuple[int, datetime, int]:
+            at = _next_at(row)
+            is_outcome = self.disk.requests[row.request_id].state.is_terminal
+            return (2 if _is_verify(row) else 0 if is_outcome else 1), at or NEVER, row.request_id
+
+        rows = [
+            row
+            for row in self.disk.outbox.values()
+            if self._installation(row) == installation_id and (at := _next_at(row)) is not None and at <= now
+        ]
+        return [self._item(row) for row in sorted(rows, key=rank)[:limit]]
+
+    async def reserve_write(self, installation_id: int, *, per_minute: int, per_hour: int) -> float:
+        """Two sliding windows."""
+        now = await self._begin_transaction()
+        writes = [at for at in self.disk.writes.get(installation_id, []) if at > now - timedelta(hours=1)]
+        wait = 0.0
+        for limit, seconds in ((per_minute, 60.0), (per_hour, 3600.0)):
+            inside = sorted(at for at in writes if at > now - timedelta(seconds=seconds))
+            if len(inside) >= limit:
+                oldest = inside[len(inside) - limit] if limit > 0 else now
+                wait = max(wait, seconds - (now - oldest).total_seconds())
+        if wait == 0:
+            writes.append(now)
+        self.disk.writes[installation_id] = writes
+        return wait
+
+    async def sent(self, item: OutboxItem, *, comment_id: int) -> None:
+        """Mark as sent or verified."""
+        now = await self._begin_transaction()
+        row = self.disk.outbox.get((item.notice.request_id, item.kind))
+        if row is None:
+            return
+        if item.is_verify:
+            if row.version == item.version == row.sent_version:
+                row.verify_at, row.comment_id, row.attempts, row.error = None, comment_id, 0, ""
+        elif row.sent_version < item.version:
+            row.sent_version, row.comment_id, row.attempts, row.error = item.version, comment_id, 0, ""
+            row.verify_at = now + timedelta(seconds=self.limits.verify_after_seconds)
+
+    async def postpone(self, item: OutboxItem, *, delay: float, error: str) -> None:
+        """Later again."""
+        now = await self._begin_transaction()
+        row = self.disk.outbox.get((item.notice.request_id, item.kind))
+        if row is None or row.version != item.version:
+            return
+        row.attempts, row.error = row.attempts + 1, error
+        if item.is_verify:
+            row.verify_at = now + timedelta(seconds=delay)
+        else:
+            row.due_at = now + timedelta(seconds=delay)
+
+    # -- SweepStore ------------------------------------------------------------------------------------------------------------------
+
+    async def unheld(self, *, quiet_seconds: float, limit: int) -> list[Message]:
+        """Rule 1."""
+        now = await self._begin_transaction()
+        rows = [
+            row
+            for row in self.disk.requests.values()
+            if not row.state.is_terminal
+            and row.not_before <= now
+            and row.sent_at <= now - timedelta(seconds=quiet_seconds)
+            and not _is_busy(self.disk.previews[row.message.key], now)
+        ]
+        chosen = sorted(rows, key=lambda row: (row.sent_at, row.id))[:limit]
+        for row in chosen:
+            row.sent_at = now
+        return [row.message for row in chosen]
+
+    # -- PreviewReader ---------------------------------------------------------------------------------------------------------------
+
+    async def previews(self, *, repo: str | None = None, limit: int = 100) -> list[PreviewView]:
+        """Newest change first."""
+        await self._begin_transaction()
+        rows = [row for row in self.disk.previews.values() if repo is None or row.repo.lower() == repo.lower()]
+        return [self._preview_view(row, 1) for row in sorted(rows, key=lambda row: row.changed_at, reverse=True)[:limit]]
+
+    async def preview(self, repo: str, pr_number: int) -> PreviewView | None:
+        """One preview."""
+        await self._begin_transaction()
+        row = self._find(repo, pr_number)
+        return self._preview_view(row, 100) if row is not None else None
+
+    async def dead_letters(self, *, limit: int = 100) -> list[RequestView]:
+        """Dead requests, newest first."""
+        await self._begin_transaction()
+        rows = [row for row in self.disk.requests.values() if row.state is RequestState.DEAD]
+        return [_request_view(row) for row in sorted(rows, key=lambda row: (row.finished_at or NEVER, row.id), reverse=True)[:limit]]
+
+    async def dead_letter(self, request_id: int) -> RequestView | None:
+        """One dead request."""
+        await self._begin_transaction()
+        row = self.disk.requests.get(request_id)
+        return _request_view(row) if row is not None and row.state is RequestState.DEAD else None
+
+    async def ledger(self, repo: str, pr_number: int) -> list[dict[str, str | int | float | bool | None]]:
+        """Oldest first."""
+        await self._begin_transaction()
+        preview = self._find(repo, pr_number)
+        ids = {row.id for row in self._requests_of(preview.key)} if preview is not None else set()
+        return [
+            {**row.details, "at": row.at.isoformat(), "request_id": row.request_id, "token": row.token, "event": row.event}
+            for row in self.disk.ledger
+            if row.request_id in ids
+        ]
+
+    # -- pieces of T1 ----------------------------------------------------------------------------------------------------------------
+
+    def _register(self, message: Message, now: datetime) -> tuple[RequestRow, bool]:
+        if not message.is_complete:
+            raise ValueError("the message must be complete before it is registered")
+        identity = (message.key, message.effective_source, message.effective_source_id)
+        for row in self.disk.requests.values():
+            if (row.message.key, row.message.effective_source, row.message.effective_source_id) == identity:
+                return row, False
+        row = RequestRow(len(self.disk.requests) + 1, message, now, now)
+        self.disk.requests[row.id] = row
+        self._record(row.id, None, "registered", now)
+        return row, True
+
+    def _preview_of(self, request: RequestRow, now: datetime) -> PreviewRow:
+        message = request.message
+        if message.key not in self.disk.previews:
+            self.disk.previews[message.key] = PreviewRow(
+                key=message.key,
+                repo=message.repo,
+                cluster=self.cluster_name,
+                namespace=preview_namespace(message.key, message.repo),
+                releases=(release_name(message.pr_number),),
+                desired=message.order,
+                desired_request=request.id,
+                changed_at=now,
+            )
+        return self.disk.previews[message.key]
+
+    def _verdict(self, request: RequestRow, preview: PreviewRow, now: datetime) -> Verdict | None:
+        """The first that fits; None is the seventh, Granted."""
+        busy = _is_busy(preview, now)
+        rules: list[tuple[bool, Callable[[], Verdict]]] = [
+            (request.state.is_terminal, lambda: Done(request.state)),
+            (busy and preview.holder_request == request.id, InProgress),
+            (request.message.order < preview.desired, Superseded),
+            (busy, InProgress),
+            (request.not_before > now, lambda: Later((request.not_before - now).total_seconds())),
+            (request.message.action is Action.DEPLOY and request.attempts >= self.limits.attempts_max, Dead),
+        ]
+        return next((verdict() for fits, verdict in rules if fits), None)
+
+    def _grant(self, request: RequestRow, preview: PreviewRow, holder: str, now: datetime, boottime: float) -> Claim:
+        self.disk.last_token += 1
+        preview.token, preview.holder, preview.holder_request = self.disk.last_token, holder, request.id
+        preview.lease_until, preview.helm_deadline = now + timedelta(seconds=self.limits.lease_seconds), NEVER
+        preview.changed_at = now
+        request.state, request.token, request.attempts = RequestState.CLAIMED, preview.token, request.attempts + 1
+        request.sent_at = now
+        self._record(request.id, preview.token, "granted", now, attempt=request.attempts, holder=holder)
+        return Claim(
+            key=preview.key,
+            request_id=request.id,
+            token=preview.token,
+            attempt=request.attempts,
+            message=request.message,
+            order=request.message.order,
+            cluster=preview.cluster,
+            namespace=preview.namespace,
+            releases=preview.releases,
+            preview_state=preview.state,
+            live=preview.live,
+            url=preview.url,
+            registered_at=request.registered_at,
+            granted_at_boottime=boottime,
+        )
+
+    # -- pieces of the writes under a claim --------------------------------------------------------------------------------------------
+
+    def _held(self, claim: Claim) -> PreviewRow:
+        preview = self.disk.previews.get(claim.key)
+        if preview is None or preview.token != claim.token:
+            raise StaleClaim
+        return preview
+
+    def _claimed(self, claim: Claim) -> RequestRow:
+        request = self.disk.requests.get(claim.request_id)
+        if request is None or request.token != claim.token or request.state is not RequestState.CLAIMED:
+            raise StaleClaim
+        return request
+
+    def _free(self, preview: PreviewRow, now: datetime) -> None:
+        preview.holder, preview.holder_request, preview.changed_at = None, None, now
+        preview.lease_until, preview.helm_deadline = NEVER, NEVER
+
+    def _end(
+        self,
+        request: RequestRow,
+        outcome: RequestState,
+        reason: Reason,
+        now: datetime,
+        *,
+        error: str | None = None,
+        url: str = "",
+        told: bool | None = None,
+    ) -> None:
+        """A terminal state and its outbox row; `error` None keeps that of the last attempt."""
+        preview = self.disk.previews[request.message.key]
+        if told is None:
+            told = is_told(request.message, outcome, preview.state)
+        request.state, request.reason, request.finished_at = outcome, reason.value, now
+        request.error = request.error if error is None else error
+        request.url = url
+        self._record(request.id, request.token, "finished", now, outcome=outcome.value, reason=reason.value)
+        if not told:
+            return
+        row = self.disk.outbox.get((request.id, STATUS))
+        if row is None:
+            self.disk.outbox[request.id, STATUS] = OutboxRow(request.id, STATUS, now)
+        else:
+            row.version, row.due_at, row.attempts = row.version + 1, now, 0
+
+    # -- small things ------------------------------------------------------------------------------------------------------------------
+
+    async def _begin_transaction(self) -> datetime:
+        """The database's time; other tasks may run before the transaction, none within it."""
+        await asyncio.sleep(0)
+        if self.disk.outage:
+            raise StateStoreUnavailable("the fake statestore is down")
+        return self.clock.now() + self.disk.offset
+
+    def _record(self, request_id: int, token: int | None, event: str, now: datetime, **details: str | float | bool) -> None:
+        self.disk.ledger.append(LedgerRow(request_id, token, event, now, details))
+
+    def _requests_of(self, key: PreviewKey) -> list[RequestRow]:
+        return [row for row in self.disk.requests.values() if row.message.key == key]
+
+    def _find(self, repo: str, pr_number: int) -> PreviewRow | None:
+        rows = [row for row in self.disk.previews.values() if row.repo.lower() == repo.lower() and row.key.pr_number == pr_number]
+        return max(rows, key=lambda row: row.changed_at, default=None)
+
+    def _installation(self, row: OutboxRow) -> int:
+        return self.disk.requests[row.request_id].message.installation_id
+
+    def _item(self, row: OutboxRow) -> OutboxItem:
+        return OutboxItem(
+            notice=self._notice(self.disk.requests[row.request_id]),
+            kind=row.kind,
+            version=row.version,
+            known_comment_id=row.comment_id,
+            is_verify=_is_verify(row),
+        )
+
+    def _notice(self, request: RequestRow) -> Notice:
+        message = request.message
+        desired = self.disk.requests[self.disk.previews[message.key].desired_request]
+        is_superseded = request.state is RequestState.SUPERSEDED and desired.id != request.id
+        return Notice(
+            request_id=request.id,
+            key=message.key,
+            repo=message.repo,
+            installation_id=message.installation_id,
+            source=message.effective_source,
+            source_id=message.effective_source_id,
+            action=message.action,
+            comment_id=message.comment_id,
+            commit_sha=message.commit_sha,
+            requested_by=message.requested_by,
+            state=request.state,
+            attempts=request.attempts,
+            reason=request.reason,
+            error=request.error,
+            url=request.url,
+            registered_at=request.registered_at,
+            finished_at=request.finished_at,
+            superseded_by_sha=desired.message.commit_sha if is_superseded else "",
+        )
+
+    def _preview_view(self, row: PreviewRow, requests_max: int) -> PreviewView:
+        requests = sorted(self._requests_of(row.key), key=lambda each: (each.message.order, each.id), reverse=True)
+        newest = requests[0]
+        return PreviewView(
+            repo=row.repo,
+            pr_number=row.key.pr_number,
+            state=row.state.value,
+            commit_sha=row.live.sha if row.live is not None else newest.message.commit_sha,
+            url=row.url,
+            namespace=row.namespace,
+            release=row.releases[0],
+            token=row.token,
+            attempts=newest.attempts,
+            error=newest.error,
+            repository_id=row.key.repository_id,
+            github_host=row.key.github_host,
+            cluster=row.cluster,
+            requests=[_request_view(each) for each in requests[:requests_max]],
+        )
+
+
+def _is_busy(preview: PreviewRow, now: datetime) -> bool:
+    return preview.lease_until > now or preview.helm_deadline > now
+
+
+def _is_verify(row: OutboxRow) -> bool:
+    return row.sent_version >= row.version
+
+
+def _next_at(row: OutboxRow) -> datetime | None:
+    """When the row is to be sent or verified; None when it is done for good."""
+    return row.verify_at if _is_verify(row) else row.due_at
+
+
+def _request_view(row: RequestRow) -> RequestView:
+    return RequestView(
+        id=row.id,
+        repo=row.message.repo,
+        pr_number=row.message.pr_number,
+        action=row.message.action.value,
+        source=row.message.effective_source.value,
+        state=row.state.value,
+        commit_sha=row.message.commit_sha,
+        requested_by=row.message.requested_by,
+        attempts=row.attempts,
+        token=row.token,
+        reason=row.reason,
+        error=row.error,
+        url=row.url,
+        registered_at=row.registered_at,
+        finished_at=row.finished_at,
+    )
+
+
+_claims: type[ClaimStore] = FakeStateStore
+_outbox: type[Outbox] = FakeStateStore
+_sweep: type[SweepStore] = FakeStateStore
+_reader: type[PreviewReader] = FakeStateStore
