@@ -38,6 +38,22 @@ class HelmRun(msgspec.Struct, frozen=True, kw_only=True):
     deadline_passed: bool
     """The wrapper ended it at the absolute deadline, or refused to start it."""
 
+    @property
+    def manifest(self) -> str:
+        """The rendered manifest, hooks left out, of an `upgrade_install` that ended well; else empty."""
+        if self.exit_code != 0:
+            return ""
+        try:
+            return msgspec.json.decode(self.output, type=_Released).manifest
+        except msgspec.MsgspecError:
+            return ""
+
+
+class _Released(msgspec.Struct, frozen=True):
+    """The one field of Helm's JSON that is used."""
+
+    manifest: str = ""
+
 
 class Helm(Protocol):
     """The Helm command; `kubeconfig` is the text of a claim's kubeconfig, `deadline` absolute CLOCK_BOOTTIME seconds."""
