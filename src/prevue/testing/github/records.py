@@ -67,6 +67,20 @@ class Comment:
 
 
 @dataclass(kw_only=True, eq=False)
+class Happening:
+    """What a conversation shows between its comments: `opened`, `pushed`, `force-pushed`, `closed` or `reopened`.
+
+    `id` is from the comments' sequence, so that ordering by id is ordering by time within one second too.
+    """
+
+    id: int
+    kind: str
+    user: User
+    at: datetime
+    sha: str
+
+
+@dataclass(kw_only=True, eq=False)
 class Commit:
     """A commit on a pull request's branch; only what a page and a payload show of it."""
 
@@ -107,6 +121,7 @@ class Issue:
     state: State = "open"
     pull: Pull | None = None
     comments: dict[int, Comment] = field(default_factory=dict)
+    history: list[Happening] = field(default_factory=list)
 
 
 @dataclass(kw_only=True, eq=False)

@@ -22,6 +22,7 @@ from prevue.testing.github.records import (
     Comment,
     Commit,
     Fault,
+    Happening,
     Installation,
     Issue,
     Limits,
@@ -275,6 +276,7 @@ class GitHubState:
             commits=[commit],
         )
         head.pushed_at = issue.created_at
+        self._happened("opened", issue, issue.pull, author)
         self._pull_event("opened", repository, issue, issue.pull, author)
         return issue
 
@@ -305,14 +307,15 @@ class GitHubState:
             raise ControlError(f"{full_name}#{number} already has the head {new}")
         now = self.now()
         known = [commit.sha for commit in pull.commits]
-        if new in known:
+        forced = new in known
+        if forced:
             del pull.commits[known.index(new) + 1 :]
         else:
             text = message or f"Improve change number {number} ({len(known)})"
             pull.commits.append(Commit(sha=new, message=text, author=issue.author, created_at=now))
         issue.updated_at = pull.head_repository.pushed_at = now
-        changes = {"before": before, "after": new}
-        self._pull_event("synchronize", repository, issue, pull, issue.author, **changes)
+        self._happened("force-pushed" if forced else "pushed", issue, pull, issue.author)
+        self._pull_event("synchronize", repository, issue, pull, issue.author, before=before, after=new)
         return issue
 
     def close_pull_request(self, full_name: str, number: int, *, user: str | None = None) -> Issue:
@@ -340,8 +343,13 @@ class GitHubState:
         issue.updated_at = self.now()
         issue.state = "closed" if wanted == "closed" else "open"
         issue.closed_at = issue.updated_at if wanted == "closed" else None
+        self._happened(action, issue, pull, sender)
         self._pull_event(action, repository, issue, pull, sender)
         return issue
+
+    def _happened(self, kind: str, issue: Issue, pull: Pull, user: User) -> None:
+        happening = Happening(id=self._id(), kind=kind, user=user, at=issue.updated_at, sha=pull.head_sha)
+        issue.history.append(happening)
 
     # -- conversation -----------------------------------------------------------------------------------------------
 
