@@ -73,7 +73,7 @@ class DeployerSettings(Struct, frozen=True, kw_only=True):
     slots: int = 50
     """Requests carried out at the same time by one process. A slot is cheap: most of its time it waits for pods."""
     helm_parallel: int = 6
-    """Helm processes at the same time, about 70 MB and most of a core each; the other slots wait for their turn, before the deadline starts."""
+    """Helm processes at the same time, about 70 MB and most of a core each; the other slots wait, before their deadline starts."""
     lease_seconds: float = 30
     """How long a claim lasts without a heartbeat; a heartbeat is sent every quarter of it."""
     helm_deadline_seconds: float = 45
@@ -128,7 +128,7 @@ class UrlSettings(Struct, frozen=True, kw_only=True):
     """With `node_port`: the address of a node."""
     path: str = "/"
     """Appended to the address that was found."""
-    statuses: list[int] = [200, 204, 301, 302, 303, 307, 308, 401, 403]
+    statuses: list[int] = msgspec.field(default_factory=lambda: [200, 204, 301, 302, 303, 307, 308, 401, 403])
     """HTTP statuses that count as an answer: a sign-in in front answers 302 or 401."""
     timeout_seconds: float = 60
     """How long to wait for an address and a good answer after the workloads are ready."""

@@ -245,7 +245,7 @@ def _put(root: Raw, parts: list[str], raw: Raw) -> None:
     for part in parts[:-1]:
         child = root.value.get(part)
         if child is None or child.value is None:
-            child = root.value[part] = Raw({}, raw.place)
+            child = root.value[part] = Raw({}, "")
         if not isinstance(child.value, dict):
             return  # the file has no mapping there: the decoder says so
         root = child
@@ -316,7 +316,7 @@ class _Decoder:
 
     def decode(self, kind: Any, raw: Raw, path: str) -> Any:
         """The value of type `kind`, or None after noting an error."""
-        if path:
+        if path and raw.place:
             self.places[path] = raw.place
         if _is_struct(kind):
             return self._struct(kind, raw, path)

@@ -76,8 +76,8 @@ class _Checker:
         self._places = places
 
     def _place(self, path: str) -> str:
-        """The setting's own place, or that of what contains it; empty where nobody set it."""
-        while path and path not in self._places:
+        """Where the setting stands; of a Helm value, where what contains it stands; empty where nobody set it."""
+        while ".values." in path and path not in self._places:
             path = path.rpartition(".")[0]
         return self._places.get(path, "")
 
@@ -165,20 +165,21 @@ class _Checker:
     def budgets(self) -> None:
         """App and outbox share GitHub's limit on content writes. Other hosts set limits of their own, or none."""
         app, deployer = self.settings.app, self.settings.deployer
-        for period, apps, outbox, most in (
-            ("minute", app.comments_per_minute, deployer.comments_per_minute, GITHUB_WRITES_PER_MINUTE),
-            ("hour", app.comments_per_hour, deployer.comments_per_hour, GITHUB_WRITES_PER_HOUR),
+        for a_period, period, apps, outbox, most in (
+            ("a minute", "minute", app.comments_per_minute, deployer.comments_per_minute, GITHUB_WRITES_PER_MINUTE),
+            ("an hour", "hour", app.comments_per_hour, deployer.comments_per_hour, GITHUB_WRITES_PER_HOUR),
         ):
             self._range(f"app.comments_per_{period}", apps, 0)
             self._range(f"deployer.comments_per_{period}", outbox, 1)
             if apps + outbox > most:
-                text = f"{apps} and deployer.comments_per_{period} {outbox} are {apps + outbox} together; GitHub allows {most} a {period}"
+                text = f"{apps} and deployer.comments_per_{period} {outbox} are {apps + outbox} together; GitHub allows {most} {a_period}"
                 report = self._error if urlsplit(self.settings.github.api_url).hostname == "api.github.com" else self._warn
                 report(f"app.comments_per_{period}", text)
 
     def deployer(self) -> None:
         deployer = self.settings.deployer
         self._range("deployer.slots", deployer.slots, 1)
+        self._range("deployer.helm_parallel", deployer.helm_parallel, 1)
         self._range("deployer.attempts_max", deployer.attempts_max, 1)
         self._range("deployer.lease_seconds", deployer.lease_seconds, LEASE_SECONDS_MIN, unit=" s: three heartbeats may fail in it")
         self._range("deployer.helm_deadline_seconds", deployer.helm_deadline_seconds, 1, unit=" s")

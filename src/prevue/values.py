@@ -44,33 +44,6 @@ class PreviewNames(msgspec.Struct, frozen=True, kw_only=True):
 NAMES: tuple[str, ...] = PreviewNames.__struct_fields__
 
 
-def preview_names(
-    *, repo: str, pr_number: int, commit_sha: str, branch: str, namespace: str, release: str, host_template: str = ""
-) -> PreviewNames:
-    """The names of a preview; `host_template` may use all of them but {host}.
-
-    Raises:
-        ConfigError: the host template is not valid.
-    """
-    owner, _, name = repo.partition("/")
-    names = PreviewNames(
-        commit_sha=commit_sha,
-        short_sha=commit_sha[:7],
-        branch=branch,
-        branch_slug=branch_slug(branch),
-        pr_number=pr_number,
-        repo=repo,
-        owner=owner,
-        name=name,
-        namespace=namespace,
-        release=release,
-    )
-    if not host_template:
-        return names
-    check_template(host_template, without=("host",))
-    return msgspec.structs.replace(names, host=render_template(host_template, names))
-
-
 def branch_slug(branch: str) -> str:
     """`branch` as part of a DNS label: lower case, digits and dashes, at most 40 characters.
 
