@@ -32,6 +32,7 @@ from prevue.errors import (
     ChartInvalid,
     HelmInterrupted,
     NamespaceForeign,
+    NamespaceTerminating,
     NotReady,
     PermanentError,
     ReleaseFailed,
@@ -160,8 +161,16 @@ class Pipeline:
             return ""
 
     async def _raise_fence(self, claim: Claim, *, create: bool) -> Fence | None:
-        """Steps 3 and 4."""
-        fence = await self._cluster.raise_fence(claim.key, claim.namespace, claim.token, create=create)
+        """Steps 3 and 4. A namespace that is still being deleted is waited for under the heartbeat: it costs no attempt."""
+        give_up_at = self._clock.boottime() + self._limits.namespace_gone_seconds
+        while True:
+            try:
+                fence = await self._cluster.raise_fence(claim.key, claim.namespace, claim.token, create=create)
+                break
+            except NamespaceTerminating:
+                if self._clock.boottime() >= give_up_at:
+                    raise
+                await asyncio.sleep(1)
         if fence is not None:
             await self._cluster.fence_bites(fence)
         return fence

@@ -1,0 +1,195 @@
+"""The deployer's process: settings become running objects, and one task group runs them until SIGTERM.
+
+Stopping is a request first: no further message is taken and running requests may finish within the grace; then their claims are given
+back, without counting an attempt. A second signal shortens the grace to nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from prevue.clock import SystemClock
+from prevue.cluster.kubernetes import KubernetesCluster
+from prevue.cluster.port import FenceKind
+from prevue.cluster.probe import HttpProbe
+from prevue.config import Settings
+from prevue.deployer.pipeline import Pipeline, PipelineLimits
+from prevue.deployer.plan import Plan, make_plan
+from prevue.deployer.worker import Worker, WorkerLimits
+from prevue.errors import ConfigError
+from prevue.github.client import GitHubClient
+from prevue.github.port import PullRequest
+from prevue.helm.command import HelmCommand
+from prevue.model import Claim
+from prevue.queue.port import Consumer
+from prevue.statestore.port import ClaimLimits
+from prevue.statestore.postgres import PostgresStateStore
+from prevue.sweeper.outbox import LANE_SECONDS, OutboxDrainer, OutboxLimits
+from prevue.sweeper.waiting import WaitingSweeper
+from prevue.wiring.health import serve_health
+from prevue.wiring.queues import open_consumer, open_enqueuer
+
+log = structlog.get_logger(__name__)
+
+HTTP_TIMEOUT_SECONDS = 20
+"""Longest a drainer can stay inside one POST; with the lane's lease it gives the time of the verify pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployer:
+    """What one deployer process runs."""
+
+    consumer: Consumer
+    worker: Worker
+    drainer: OutboxDrainer
+    sweeper: WaitingSweeper
+
+
+@asynccontextmanager
+async def build(settings: Settings) -> AsyncIterator[Deployer]:
+    """Open every backend and check what must hold before a message is taken.
+
+    Raises:
+        ConfigError: a setting is wrong, the schema is another version's, Helm is missing or too old, or the fence that is required is not
+            in force.
+    """
+    clock = SystemClock()
+    holder = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
+    limits = settings.deployer
+    async with AsyncExitStack() as stack:
+        helm = HelmCommand(settings.cluster.helm)
+        version = await helm.version()
+        store = await stack.enter_async_context(
+            PostgresStateStore.open(
+                settings.statestore.url,
+                ClaimLimits(
+                    lease_seconds=limits.lease_seconds,
+                    attempts_max=limits.attempts_max,
+                    verify_after_seconds=LANE_SECONDS + HTTP_TIMEOUT_SECONDS,
+                ),
+                cluster_name=settings.cluster.name,
+            )
+        )
+        consumer = await stack.enter_async_context(open_consumer(settings.queue.url))
+        enqueuer = await stack.enter_async_context(open_enqueuer(settings.queue.url))
+        github = await stack.enter_async_context(GitHubClient.open(settings.github))
+        cluster = await stack.enter_async_context(KubernetesCluster.open(settings.cluster))
+        probe = await stack.enter_async_context(HttpProbe.open())
+        fence = await cluster.fence_kind()
+        if fence is FenceKind.NONE and settings.cluster.require_fence:
+            raise ConfigError("cluster.require_fence is true, but the admission policy is not in force: see `prevue doctor`")
+        log.info("deployer starts", action="deployer_started", holder=holder, helm=version, fence=fence, slots=limits.slots)
+        drainer = OutboxDrainer(
+            holder=holder,
+            outbox=store,
+            github=github,
+            limits=OutboxLimits(per_minute=limits.comments_per_minute, per_hour=limits.comments_per_hour),
+        )
+        pipeline = Pipeline(
+            store=store,
+            github=github,
+            helm=helm,
+            cluster=cluster,
+            probe=probe,
+            plan=_planner(settings),
+            limits=PipelineLimits(
+                helm_deadline_seconds=limits.helm_deadline_seconds,
+                helm_deadline_grace_seconds=limits.helm_deadline_grace_seconds,
+                helm_parallel=limits.helm_parallel,
+            ),
+            clock=clock,
+        )
+        worker = Worker(
+            holder=holder,
+            store=store,
+            github=github,
+            enqueuer=enqueuer,
+            pipeline=pipeline,
+            limits=WorkerLimits(
+                lease_seconds=limits.lease_seconds,
+                backoff_seconds=limits.backoff_seconds,
+                backoff_max_seconds=limits.backoff_max_seconds,
+            ),
+            clock=clock,
+            on_told=drainer.wake,
+        )
+        sweeper = WaitingSweeper(
+            store=store, enqueuer=enqueuer, interval_seconds=limits.sweep_interval_seconds, quiet_seconds=limits.sweep_quiet_seconds
+        )
+        yield Deployer(consumer=consumer, worker=worker, drainer=drainer, sweeper=sweeper)
+
+
+async def serve(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT. A side task that ends or fails stops the process: it is restarted whole."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    async with build(settings) as deployer:
+
+        def on_signal() -> None:
+            if stop.is_set():
+                deployer.worker.halt()
+            stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal)
+        drained = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_side_task(deployer.drainer.run(drained), drained), name="outbox")
+            tasks.create_task(_side_task(deployer.sweeper.run(stop), stop), name="sweeper")
+            if settings.deployer.health_port:
+                host, port = settings.deployer.health_host, settings.deployer.health_port
+                tasks.create_task(serve_health(host, port, stopping=stop, until=drained), name="health")
+            tasks.create_task(_halt_after_grace(deployer, stop, settings.deployer.shutdown_grace_seconds, drained), name="grace")
+            await deployer.consumer.run(deployer.worker.handle, slots=settings.deployer.slots, stop=stop)
+            drained.set()
+            deployer.drainer.wake()
+        log.info("deployer stopped", action="deployer_stopped")
+
+
+async def _side_task(run: Awaitable[None], until: asyncio.Event) -> None:
+    await run
+    if not until.is_set():
+        raise RuntimeError("a side task ended before the deployer was asked to stop")
+
+
+async def _halt_after_grace(deployer: Deployer, stop: asyncio.Event, grace_seconds: float, drained: asyncio.Event) -> None:
+    await stop.wait()
+    log.info("stopping", action="deployer_stopping", grace_seconds=grace_seconds)
+    try:
+        async with asyncio.timeout(grace_seconds):
+            await drained.wait()
+    except TimeoutError:
+        deployer.worker.halt()
+
+
+def _planner(settings: Settings) -> Callable[[Claim, PullRequest], Plan]:
+    def plan(claim: Claim, pull: PullRequest) -> Plan:
+        return make_plan(
+            settings,
+            repo=pull.repo,
+            pr_number=claim.key.pr_number,
+            commit_sha=claim.message.commit_sha,
+            branch=pull.head_ref,
+            namespace=claim.namespace,
+            release=claim.releases[0],
+        )
+
+    return plan
+
+
+def run(settings: Settings) -> None:
+    """The process: uvloop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(serve(settings))
+    else:
+        uvloop.run(serve(settings))
