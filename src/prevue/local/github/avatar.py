@@ -1,4 +1,7 @@
-"""Pictures for accounts: a small symmetric pattern from the login, as SVG, so that no page needs the network."""
+"""Pictures for accounts: a small symmetric pattern from the login, as SVG, so that no page needs the network.
+
+A bot's is light on dark, a person's dark on light.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,11 @@ def avatar(login: str) -> str:
     cells = "".join(
         f'<rect x="{(column + 1) * _UNIT}" y="{(row + 1) * _UNIT}" width="{_UNIT}" height="{_UNIT}"/>' for row, column in sorted(filled)
     )
+    ground, figure = f"hsl({hue} 45% 92%)", f"hsl({hue} 55% 45%)"
+    if login.endswith("[bot]"):
+        ground, figure = figure, ground
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {side} {side}" shape-rendering="crispEdges">'
-        f'<rect width="{side}" height="{side}" fill="hsl({hue} 45% 92%)"/>'
-        f'<g fill="hsl({hue} 55% 45%)">{cells}</g></svg>'
+        f'<rect width="{side}" height="{side}" fill="{ground}"/>'
+        f'<g fill="{figure}">{cells}</g></svg>'
     )

@@ -94,14 +94,15 @@ def index(github: FakeGitHub) -> str:
     """Return the start page: the repositories with their open pull requests."""
     cards = []
     for repository in github.repositories.values():
+        if repository.parent is not None:
+            continue  # a fork's pull requests stand with the repository they are made to
         pulls = [issue for issue in repository.issues.values() if issue.pull is not None]
         opened = sum(issue.state == "open" for issue in pulls)
         path = f"/{_text(repository.full_name)}"
         recent = sorted(pulls, key=lambda issue: (issue.updated_at, issue.number), reverse=True)[:3]
         lines = "".join(_pull_line(repository, issue) for issue in recent)
-        note = ' <span class="badge">fork</span>' if repository.parent else ""
         cards.append(
-            f'<section class="card"><h2>{_icon("repository")}<a href="{path}">{_text(repository.full_name)}</a>{note}'
+            f'<section class="card"><h2>{_icon("repository")}<a href="{path}">{_text(repository.full_name)}</a>'
             f'<span class="count">{opened} open</span></h2>'
             f'<ul class="lines">{lines or _empty("No pull requests yet")}</ul></section>'
         )
@@ -115,7 +116,8 @@ def _empty(text: str) -> str:
 def _pull_line(repository: Repository, issue: Issue) -> str:
     icon = "pull" if issue.state == "open" else "closed"
     path = f"/{_text(repository.full_name)}/pull/{issue.number}"
-    comments = f'<span class="quiet">{len(issue.comments)} 💬</span>' if issue.comments else ""
+    count = len(issue.comments)
+    comments = f'<span class="quiet">{count} comment{"" if count == 1 else "s"}</span>' if count else ""
     return (
         f'<li class="line {issue.state}">{_icon(icon)}<div><a href="{path}">{_text(issue.title)}</a>'
         f"<small>#{issue.number} by {_text(issue.author.login)} · {_time(timestamp(issue.updated_at))}</small></div>"
@@ -264,7 +266,7 @@ def _bubble(
     text = markdown.render(body) or '<p class="quiet">No description.</p>'
     inner = (
         f'{_avatar(author)}<div class="bubble"><header><strong>{_text(author.login.removesuffix("[bot]"))}</strong>'
-        f'<a class="when" href="#{element_id}">{_time(created)}</a>{note}<span class="badge {role}">{role}</span></header>'
+        f'<a class="when" href="#{element_id}">{_time(created)}</a><span class="badge {role}">{role}</span></header>'
         f'<div class="markdown">{text}</div>{reactions}</div>'
     )
     kind = "comment bot" if author.type == "Bot" else "comment"

@@ -20,7 +20,7 @@ _FENCE = re.compile(r"\s*(```+|~~~+)\s*(\w*)")
 _FOLD = re.compile(r"&lt;(/?(?:details|summary)|details open)&gt;")
 _CODE = re.compile(r"(`+)(.+?)\1")
 _LINK = re.compile(r"\[([^\]]+)\]\((https?://[^\s)]+)\)")
-_BARE_LINK = re.compile(r"(?<![\"'>=\w])(https?://[^\s<>]*[^\s<>.,;:!?)\]'\"])")
+_BARE_LINK = re.compile(r"(?<![\"'>=\w])(https?://[^\s<>]*[^\s<>.,;:!?)\]'\"*])")
 _BOLD = re.compile(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1")
 _ITALIC = re.compile(r"(?<![\w*])([*_])(?=\S)([^*_]+?)(?<=\S)\1(?![\w*])")
 _STRUCK = re.compile(r"~~(?=\S)(.+?)(?<=\S)~~")
@@ -114,10 +114,12 @@ def _item(text: str) -> str:
 
 
 def _table(lines: list[str], at: int, out: list[str]) -> int:
-    head = "".join(f"<th>{inline(cell)}</th>" for cell in _cells(lines[at]))
+    titles = _cells(lines[at])
+    row = "".join(f"<th>{inline(title)}</th>" for title in titles)
+    head = f"<thead><tr>{row}</tr></thead>" if any(titles) else ""
     rows, end = _take(lines, at + 2, lambda text: "|" in text)
     body = "".join("<tr>" + "".join(f"<td>{inline(cell)}</td>" for cell in _cells(row)) + "</tr>" for row in rows)
-    out.append(f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
+    out.append(f'<div class="table"><table>{head}<tbody>{body}</tbody></table></div>')
     return end
 
 
