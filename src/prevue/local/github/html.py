@@ -266,7 +266,7 @@ def _bubble(
     text = markdown.render(body) or '<p class="quiet">No description.</p>'
     inner = (
         f'{_avatar(author)}<div class="bubble"><header><strong>{_text(author.login.removesuffix("[bot]"))}</strong>'
-        f'<a class="when" href="#{element_id}">{_time(created)}</a><span class="badge {role}">{role}</span></header>'
+        f'<a class="when" href="#{element_id}">{_time(created)}</a>{note}<span class="badge {role}">{role}</span></header>'
         f'<div class="markdown">{text}</div>{reactions}</div>'
     )
     kind = "comment bot" if author.type == "Bot" else "comment"
