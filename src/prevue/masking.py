@@ -1,14 +1,15 @@
-"""Secrets out of text that people will read: log lines, errors, comments on a pull request.
+"""The last line of defence in the log, and text from outside made fit for an error of ours.
 
-It exists apart because every edge where foreign text comes in (GitHub's answers, Helm's output, container logs) and the log
-itself need the same rules. Masking is the last line of defence, not the first: code that holds a secret does not print it.
-One invariant: what `mask_secrets` returns holds none of the shapes below, and masking twice changes nothing.
+`redact.without_secrets` also masks whatever stands behind a word such as "token"; over a log line that would hide the claim's token
+and cost more than the line. `mask_secrets` knows secrets by their shape alone. One invariant: masking twice changes nothing.
 """
 
 from __future__ import annotations
 
 import re
 from typing import Final
+
+from prevue.redact import without_secrets
 
 MASK: Final = "***"
 
@@ -49,6 +50,6 @@ def foreign_text(text: str, *, limit: int = 300) -> str:
     Masking comes before the cut, since half a token would not be recognised.
     """
     # A bound before the regular expressions: what comes from outside may have megabytes.
-    clean = "".join(char if char.isprintable() else " " for char in mask_secrets(text[: limit * 20 + 8192]))
+    clean = "".join(char if char.isprintable() else " " for char in without_secrets(text[: limit * 20 + 8192]))
     clean = " ".join(clean.split())
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"

@@ -32,7 +32,9 @@ from prevue.masking import foreign_text
 API_VERSION: Final = "2022-11-28"
 """https://docs.github.com/en/rest/about-the-rest-api/api-versions"""
 TIMEOUT: Final = httpx2.Timeout(10.0, connect=3.0)
-"""Seconds for each of reading, writing and waiting for a connection; GitHub itself gives up after 10. Callers bound the whole."""
+"""Seconds for each of reading, writing and waiting for a connection; GitHub itself gives up after 10."""
+REQUEST_SECONDS_MAX: Final = 15.0
+"""One request from its start to its answer's last byte, however slowly bytes drip; the outbox's verify pass counts on an end."""
 LIMITS: Final = httpx2.Limits(max_connections=60, max_keepalive_connections=60, keepalive_expiry=30.0)
 """GitHub allows 100 requests at once for all of an App's processes together."""
 FRESH_SECONDS: Final = 10.0
@@ -231,7 +233,10 @@ class GitHubClient:
             headers["content-type"] = "application/json"
         for _leg in range(REDIRECTS_MAX + 1):
             try:
-                response = await self._http.request(method, url, headers=headers, content=content)
+                async with asyncio.timeout(REQUEST_SECONDS_MAX):
+                    response = await self._http.request(method, url, headers=headers, content=content)
+            except TimeoutError as exc:
+                raise GitHubUnavailable(f"no answer from GitHub to {method} within {REQUEST_SECONDS_MAX:.0f} s") from exc
             except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as exc:
                 what = foreign_text(str(exc), limit=120) or type(exc).__name__
                 raise GitHubUnavailable(f"no answer from GitHub to {method}: {what}") from exc
