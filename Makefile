@@ -1,0 +1,59 @@
+# The same commands for people and CI. Nothing must be installed before: see scripts/uv.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+UV := scripts/uv
+RUN := $(UV) run --no-sync
+BURST ?=
+PYTEST_ARGS ?=
+
+.PHONY: help sync demo test check format-check lint types contracts fmt unit bench-burst bench-webhook docs clean
+
+help: ## Print these targets
+	@printf 'Prevue: a running preview on Kubernetes for every GitHub pull request.\n\n'
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+sync: ## Install the locked dependencies into .venv
+	@$(UV) sync --locked --quiet
+
+demo: sync ## Comment /preview on a local pull request and watch it become a URL; BURST=50 does 50 at once
+	@$(RUN) python -m prevue.local.demo $(if $(BURST),--burst $(BURST))
+
+test: check ## Everything: the checks, then all tests, on a real PostgreSQL and a real Kubernetes
+	@$(RUN) pytest $(PYTEST_ARGS)
+
+unit: sync ## The tests without PostgreSQL, cluster and browser: seconds
+	@$(RUN) pytest -m "not postgres and not cluster and not browser" $(PYTEST_ARGS)
+
+check: format-check lint types contracts ## Format, lint, types and import contracts
+
+format-check: sync
+	@$(RUN) ruff format --check .
+
+lint: sync
+	@$(RUN) ruff check .
+
+types: sync
+	@$(RUN) mypy
+
+contracts: sync
+	@$(RUN) lint-imports
+
+fmt: sync ## Format the code and mend what ruff can mend
+	@$(RUN) ruff format .
+	@$(RUN) ruff check --fix .
+
+docs: sync ## Write the generated pages again: docs/configuration.md, docs/cli.md
+	@$(RUN) python scripts/write_docs.py
+
+bench-burst: sync ## 50 previews at once beside 50 raw `helm install --wait`
+	@$(RUN) python bench/burst.py
+
+bench-webhook: sync ## Webhooks a second, beside Probot and beside a bare floor
+	@$(RUN) python bench/webhook.py
+
+clean: ## Remove what the commands above made in this folder (not the shared cache of built programs)
+	@rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist bench/results
+	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
