@@ -49,8 +49,9 @@ def is_outage(exc: BaseException) -> bool:
         code = getattr(seen, "sqlstate", None)
         if isinstance(code, str):
             return code[:2] in _OUTAGE_CLASSES or code in _OUTAGE_CODES
-        # InterfaceError: asyncpg's words for a connection that closed under it, and for a pool that is closing.
-        if isinstance(seen, OSError | TimeoutError | asyncpg.InterfaceError | EOFError):
+        # InterfaceError: asyncpg's words for a connection that closed under it, and for a pool that is closing. A ValueError among them
+        # is an argument that does not fit its column: ours.
+        if isinstance(seen, OSError | asyncpg.InterfaceError | EOFError) and not isinstance(seen, ValueError):
             return True
         seen = seen.__cause__ or getattr(seen, "orig", None)
     return False

@@ -1,0 +1,300 @@
+"""The queue in PostgreSQL: a table beside the statestore.
+
+Enqueuing is one INSERT by a role that may do nothing else. A deployer takes messages with `FOR UPDATE SKIP LOCKED` under a short lease
+(`available_at` pushed ahead), extends it while handlers run, and deletes the row to settle it, each time under the receipt of its own
+delivery: one that was taken over meanwhile is left alone. A deployer that dies is noticed when the lease ends, within seconds.
+
+Waiting is notification *plus* polling: NOTIFY wakes at once, and is lost whenever its connection is.
+
+https://www.postgresql.org/docs/current/sql-select.html#SQL-FOR-UPDATE-SHARE (SKIP LOCKED)
+https://www.postgresql.org/docs/current/sql-insert.html (ON CONFLICT without a target needs no right to SELECT)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import asyncpg
+import structlog
+
+from prevue.errors import MessageInvalid, QueueUnavailable
+from prevue.model import Message, decode_message, encode_message
+from prevue.postgres import CONNECT_SECONDS_MAX, check_url, is_outage, open_pool, outages_as
+from prevue.queue.identity import message_identity
+from prevue.queue.port import AlreadyEnqueued, Consumer, Done, Enqueued, Enqueuer, Handler, Release, RetryAfter, Settlement
+
+ENQUEUE_SECONDS_MAX = 3.0
+"""An enqueue that takes longer has failed: GitHub waits 10 s for its answer, and lists the delivery as failed, which is repaired."""
+ENQUEUE_CONNECTIONS = 4
+"""Per App process; an insert takes under a millisecond, so four carry thousands a second."""
+LEASE_SECONDS = 10.0
+"""How long a received message is kept from others; extended at a third of it. A dead deployer's messages come back after it."""
+POLL_SECONDS = 1.0
+"""Look without having been notified: for delays that have passed, and for notifications that were lost."""
+COMMAND_SECONDS_MAX = 5.0
+"""Each statement of a consumer; less than the lease."""
+BACKOFF_SECONDS, BACKOFF_SECONDS_MAX = 1.0, 60.0
+"""A message whose handler raised comes back after this, doubled with each delivery."""
+OUTAGE_SECONDS, OUTAGE_SECONDS_MAX = 0.1, 5.0
+"""Waits between attempts while the database is down."""
+
+_ENQUEUE = "INSERT INTO queue_message (identity, body) VALUES ($1, $2) ON CONFLICT DO NOTHING"
+_CHECK = "SELECT has_any_column_privilege('queue_message', 'INSERT') AND NOT pg_is_in_recovery()"
+# MATERIALIZED: picked once; as a plain subquery the planner may run it again for each row, and lock more than the limit.
+_RECEIVE = """
+WITH picked AS MATERIALIZED (
+    SELECT id FROM queue_message WHERE available_at <= clock_timestamp()
+     ORDER BY available_at, id LIMIT $1 FOR UPDATE SKIP LOCKED
+)
+UPDATE queue_message AS m
+   SET receipt = gen_random_uuid(), deliveries = deliveries + 1, available_at = clock_timestamp() + make_interval(secs => $2)
+  FROM picked WHERE m.id = picked.id
+RETURNING m.id, m.receipt, m.deliveries, m.body
+"""
+_EXTEND = """
+UPDATE queue_message AS m SET available_at = clock_timestamp() + make_interval(secs => $3)
+  FROM unnest($1::bigint[], $2::uuid[]) AS ours (id, receipt) WHERE m.id = ours.id AND m.receipt = ours.receipt
+"""
+_ACK = "DELETE FROM queue_message WHERE id = $1 AND receipt = $2"
+_DELAY = """
+UPDATE queue_message SET receipt = NULL, available_at = clock_timestamp() + make_interval(secs => $3) WHERE id = $1 AND receipt = $2
+"""
+_RELEASE = """
+WITH released AS (
+    UPDATE queue_message SET receipt = NULL, available_at = clock_timestamp() WHERE id = $1 AND receipt = $2 RETURNING id
+)
+SELECT pg_notify('prevue_queue', '') FROM released
+"""
+_REJECT = """
+WITH taken AS (DELETE FROM queue_message WHERE id = $1 AND receipt = $2 RETURNING id, identity, body, enqueued_at)
+INSERT INTO queue_rejected (id, identity, body, reason, enqueued_at) SELECT id, identity, body, $3, enqueued_at FROM taken
+"""
+
+_log = structlog.get_logger(__name__)
+
+
+class PostgresEnqueuer:
+    """What the GitHub App opens: no LISTEN, few connections, one INSERT."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str, *, connections: int = ENQUEUE_CONNECTIONS) -> AsyncIterator[PostgresEnqueuer]:
+        """An enqueuer; it connects when it is first used, so that a process can start although the database is down."""
+        check_url(url, setting="queue.url")
+        async with open_pool(url, size=connections, command_seconds_max=ENQUEUE_SECONDS_MAX, application="enqueuer") as pool:
+            yield cls(pool)
+
+    async def enqueue(self, message: Message) -> Enqueued | AlreadyEnqueued:
+        """As the port says; one statement, its commit included."""
+        body = encode_message(message).decode()
+        with outages_as(QueueUnavailable):
+            async with asyncio.timeout(ENQUEUE_SECONDS_MAX):
+                status = await self._pool.execute(_ENQUEUE, message_identity(message), body)
+        return Enqueued() if status == "INSERT 0 1" else AlreadyEnqueued()
+
+    async def check(self) -> None:
+        """As the port says: reachable, migrated, writable, and this role may insert."""
+        try:
+            with outages_as(QueueUnavailable):
+                async with asyncio.timeout(ENQUEUE_SECONDS_MAX):
+                    is_writable = await self._pool.fetchval(_CHECK)
+        except asyncpg.UndefinedTableError as exc:
+            raise QueueUnavailable("the queue's table is missing: run `prevue migrate`") from exc
+        if not is_writable:
+            raise QueueUnavailable("the queue's table cannot be written with this role, or the server is a standby")
+
+
+class _Received(NamedTuple):
+    """One delivery of one message."""
+
+    id: int
+    receipt: UUID
+    deliveries: int
+    message: Message
+
+
+class PostgresConsumer:
+    """What a deployer opens; any number of processes may run one, each takes only as many messages as it has free slots."""
+
+    def __init__(self, pool: Any, url: str, *, lease_seconds: float, poll_seconds: float) -> None:
+        self._pool = pool
+        self._url = url
+        self._lease_seconds = lease_seconds
+        self._poll_seconds = poll_seconds
+        self._wake = asyncio.Event()
+        self._held: dict[UUID, int] = {}
+        """Receipts of running handlers, with their messages' ids: what is extended."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, url: str, *, lease_seconds: float = LEASE_SECONDS, poll_seconds: float = POLL_SECONDS
+    ) -> AsyncIterator[PostgresConsumer]:
+        """A consumer; three connections at most, beside the one that listens while it runs."""
+        check_url(url, setting="queue.url")
+        async with open_pool(url, size=3, command_seconds_max=COMMAND_SECONDS_MAX, application="consumer") as pool:
+            yield cls(pool, url, lease_seconds=lease_seconds, poll_seconds=poll_seconds)
+
+    async def run(self, handler: Handler, *, slots: int, stop: asyncio.Event) -> None:
+        """As the port says."""
+        # A group: a side task that fails ends everything, and a caller that cancels cancels the handlers, whose messages come back.
+        async with asyncio.TaskGroup() as group:
+            side_tasks = [
+                group.create_task(self._listen(), name="queue-listen"),
+                group.create_task(self._extend(), name="queue-extend"),
+                group.create_task(self._wake_when(stop), name="queue-stop"),
+            ]
+            await self._receive_until(stop, handler, slots, group)
+            while self._tasks:  # their leases are still extended
+                await asyncio.wait(self._tasks)
+            for task in side_tasks:
+                task.cancel()
+
+    async def _receive_until(self, stop: asyncio.Event, handler: Handler, slots: int, group: asyncio.TaskGroup) -> None:
+        outage = OUTAGE_SECONDS
+        while not stop.is_set():
+            self._wake.clear()  # before looking: what comes while we look wakes us again
+            free = slots - len(self._tasks)
+            try:
+                received = await self._receive(free) if free > 0 else []
+            except QueueUnavailable as exc:
+                _log.warning("queue_unavailable", error=str(exc), retry_seconds=outage)
+                await self._wait(outage)
+                outage = min(OUTAGE_SECONDS_MAX, outage * 2)
+                continue
+            outage = OUTAGE_SECONDS
+            for each in received:
+                task = group.create_task(self._handle(handler, each), name=f"queue-message-{each.id}")
+                self._tasks.add(task)
+                task.add_done_callback(self._forget)
+            # Room left means that nothing else was available; no room, that a slot must become free, which wakes us.
+            if len(self._tasks) >= slots or not received:
+                await self._wait(self._poll_seconds)
+
+    async def _receive(self, limit: int) -> list[_Received]:
+        """Take at most `limit` messages; one that cannot be decoded is set aside, and never comes back."""
+        with outages_as(QueueUnavailable):
+            rows = await self._pool.fetch(_RECEIVE, limit, self._lease_seconds)
+        received = []
+        for row in rows:
+            try:
+                message = decode_message(row["body"])
+            except MessageInvalid as exc:
+                _log.error("queue_message_set_aside", queue_message=row["id"], error=str(exc))
+                await self._try_once(_REJECT, row["id"], row["receipt"], str(exc))
+            else:
+                received.append(_Received(row["id"], row["receipt"], row["deliveries"], message))
+                self._held[row["receipt"]] = row["id"]
+        return received
+
+    async def _handle(self, handler: Handler, received: _Received) -> None:
+        """One delivery, from the handler to the settlement. Nothing but cancellation leaves this."""
+        settlement: Settlement
+        try:
+            settlement = await handler(received.message)
+        except asyncio.CancelledError:
+            await self._release_cancelled(received)
+            raise
+        except Exception as exc:  # noqa: BLE001 (whatever it is: the message comes back, and the others go on)
+            backoff = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2 ** min(received.deliveries - 1, 10)) * random.uniform(0.8, 1.2)  # noqa: S311
+            _log.error("queue_handler_failed", queue_message=received.id, retry_seconds=round(backoff, 1), exc_info=exc)
+            settlement = RetryAfter(backoff)
+        try:
+            await self._settle(received, settlement)
+        finally:
+            self._held.pop(received.receipt, None)
+
+    async def _settle(self, received: _Received, settlement: Settlement) -> None:
+        """Until it is done or the lease must have ended: from then on the message comes back anyway."""
+        outage = OUTAGE_SECONDS
+        until = asyncio.get_running_loop().time() + self._lease_seconds
+        while not await self._settle_once(received, settlement) and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(outage)
+            outage = min(OUTAGE_SECONDS_MAX, outage * 2)
+
+    async def _settle_once(self, received: _Received, settlement: Settlement) -> bool:
+        match settlement:
+            case Done():
+                return await self._try_once(_ACK, received.id, received.receipt)
+            case RetryAfter(delay):
+                return await self._try_once(_DELAY, received.id, received.receipt, max(0.0, delay))
+            case Release():
+                return await self._try_once(_RELEASE, received.id, received.receipt)
+
+    async def _try_once(self, sql: str, *arguments: Any) -> bool:
+        try:
+            with outages_as(QueueUnavailable):
+                await self._pool.execute(sql, *arguments)
+        except QueueUnavailable as exc:
+            _log.warning("queue_settlement_failed", error=str(exc))
+            return False
+        return True
+
+    async def _release_cancelled(self, received: _Received) -> None:
+        """The caller cancelled the handler: give the message back now, if that is quick; else its lease ends."""
+        self._held.pop(received.receipt, None)
+        try:
+            await asyncio.wait_for(self._settle_once(received, Release()), COMMAND_SECONDS_MAX)
+        except TimeoutError:
+            _log.warning("queue_release_timed_out", queue_message=received.id)
+
+    async def _extend(self) -> None:
+        """Keep the messages of running handlers ours; losing one is allowed, its repeat finds the claim."""
+        while True:
+            await asyncio.sleep(self._lease_seconds / 3)
+            if not self._held:
+                continue
+            receipts, ids = list(self._held), list(self._held.values())
+            await self._try_once(_EXTEND, ids, receipts, self._lease_seconds)
+
+    async def _listen(self) -> None:
+        """Wake at each notification; a lost connection is made again, and polling goes on meanwhile."""
+        outage = OUTAGE_SECONDS
+        while True:
+            try:
+                await self._listen_once()
+                outage = OUTAGE_SECONDS
+            except Exception as exc:
+                if not is_outage(exc):
+                    raise
+                _log.info("queue_listener_lost", error=str(exc)[:200], retry_seconds=outage)
+            await asyncio.sleep(outage)
+            outage = min(OUTAGE_SECONDS_MAX, outage * 2)
+
+    async def _listen_once(self) -> None:
+        connection = await asyncpg.connect(
+            self._url, timeout=CONNECT_SECONDS_MAX, server_settings={"application_name": "prevue-queue-listener"}
+        )
+        lost = asyncio.Event()
+        connection.add_termination_listener(lambda _connection: lost.set())
+        try:
+            await connection.add_listener("prevue_queue", lambda *_: self._wake.set())
+            self._wake.set()  # what came before we listened
+            await lost.wait()
+        finally:
+            connection.terminate()
+
+    async def _wait(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), seconds)
+
+    async def _wake_when(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._wake.set()
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._wake.set()
+
+
+_enqueuer: type[Enqueuer] = PostgresEnqueuer
+_consumer: type[Consumer] = PostgresConsumer
