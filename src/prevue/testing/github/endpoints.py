@@ -8,21 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 
 from prevue.testing.github.auth import ApiError, Caller
-from prevue.testing.github.limits import RateLimits
 from prevue.testing.github.records import Comment, Issue, Repository, Request, Token
 from prevue.testing.github.render import Json
 from prevue.testing.github.state import ControlError, GitHubState
 
-TOKEN_LIFETIME = timedelta(hours=1)
 PER_PAGE_MAX = 100
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +39,6 @@ class Call:
     caller: Caller
     request: Request
     parameters: dict[str, str]
-    tokens: dict[str, Token]
-    limits: RateLimits
 
     @property
     def full_name(self) -> str:
@@ -212,14 +207,8 @@ def create_token(call: Call) -> Answer:
     ):
         raise ApiError(422, "The permissions requested are not granted to this installation.")
     repositories = _token_repositories(call, installation.account.login, body)
-    token = Token(
-        value="ghs_" + "".join(github.random.choices(_LETTERS, k=36)),
-        installation=installation,
-        permissions=permissions,
-        expires_at=github.now() + TOKEN_LIFETIME,
-        repository_ids=None if repositories is None else frozenset(r.id for r in repositories),
-    )
-    call.tokens[token.value] = token
+    ids = None if repositories is None else frozenset(repository.id for repository in repositories)
+    token = github.new_token(installation, permissions=permissions, repository_ids=ids)
     return Answer(body=github.render.token(token, repositories), status=201)
 
 
@@ -300,7 +289,7 @@ def get_permission(call: Call) -> Answer:
 
 def get_rate_limit(call: Call) -> Answer:
     """`GET /rate_limit`: asking does not count."""
-    status = call.limits.status(call.caller.limit_key, call.github.exact_now())
+    status = call.github.rate_limits.status(call.caller.limit_key, call.github.exact_now())
     other = {"limit": 30, "remaining": 30, "reset": status["reset"], "used": 0}
     return Answer(body={"resources": {"core": status, "search": other}, "rate": status})
 

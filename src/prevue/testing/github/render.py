@@ -117,7 +117,6 @@ class Renderer:
             "html_url": f"{self.html_url}/{page}",
             **{name: url + path for name, path in _USER_PATHS.items()},
             "type": user.type,
-            "user_view_type": "public",
             "site_admin": False,
         }
 
@@ -127,6 +126,7 @@ class Renderer:
         return {
             **self.user(user),
             **dict.fromkeys(nothing),
+            "user_view_type": "public",
             "name": user.login,
             "blog": "",
             **dict.fromkeys(("public_repos", "public_gists", "followers", "following"), 0),

@@ -83,8 +83,6 @@ class FakeGitHub(GitHubState):
                 caller=caller,
                 request=request,
                 parameters=parameters,
-                tokens=self.tokens,
-                limits=self.rate_limits,
             )
             if route.is_content and caller.token is not None:
                 self.rate_limits.count_content(caller.limit_key, self.exact_now())

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from random import Random
 
 from prevue.testing.github.limits import RateLimits
@@ -47,6 +47,10 @@ APP_PERMISSIONS = {
 }
 APP_EVENTS = ("issue_comment", "pull_request")
 
+TOKEN_LIFETIME = timedelta(hours=1)
+"""An installation token's (https://docs.github.com/apps/creating-github-apps/authenticating-with-a-github-app)."""
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 _LOGIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,37}[A-Za-z0-9])?(?:\[bot\])?")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _SHA = re.compile(r"[0-9a-f]{40}")
@@ -192,6 +196,24 @@ class GitHubState:
         if not repository.installed:
             return None
         return next((i for i in self.installations.values() if i.account is repository.owner), None)
+
+    def new_token(
+        self,
+        installation: Installation,
+        *,
+        permissions: Mapping[str, str] | None = None,
+        repository_ids: frozenset[int] | None = None,
+    ) -> Token:
+        """Give out an installation token of one hour; without arguments it reaches as far as the installation."""
+        token = Token(
+            value="ghs_" + "".join(self.random.choices(_LETTERS, k=36)),
+            installation=installation,
+            permissions=self.app.permissions if permissions is None else permissions,
+            expires_at=self.now() + TOKEN_LIFETIME,
+            repository_ids=repository_ids,
+        )
+        self.tokens[token.value] = token
+        return token
 
     def set_permission(self, full_name: str, login: str, permission: str) -> None:
         """Give a user a role in a repository: admin, maintain, write, triage, read or none.
