@@ -9,7 +9,7 @@ https://docs.github.com/en/apps/creating-github-apps/authenticating-with-a-githu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -91,27 +91,45 @@ class AppIdentity:
         return self._jwt
 
 
+class _Fetch:
+    """A token on its way, and how many wait for it."""
+
+    __slots__ = ("task", "waiters")
+
+    def __init__(self, task: asyncio.Task[Token]) -> None:
+        self.task = task
+        self.waiters = 0
+
+
 class InstallationTokens:
     """Tokens by installation. `fetch` buys one; its errors reach everybody who waits for that installation."""
 
-    def __init__(self, fetch: Callable[[int], Awaitable[Token]], clock: Clock) -> None:
+    def __init__(self, fetch: Callable[[int], Coroutine[None, None, Token]], clock: Clock) -> None:
         self._fetch = fetch
         self._clock = clock
         self._tokens: dict[int, Token] = {}
-        self._fetching: dict[int, asyncio.Task[Token]] = {}
+        self._fetching: dict[int, _Fetch] = {}
 
     async def get(self, installation_id: int) -> Token:
         """A token that is not near its end, from the cache or bought now."""
         token = self._tokens.get(installation_id)
         if token is not None and self._clock.boottime() < token.usable_until:
             return token
-        task = self._fetching.get(installation_id)
-        if task is None:
-            task = asyncio.ensure_future(self._fetch(installation_id))
-            self._fetching[installation_id] = task
-            task.add_done_callback(partial(self._fetched, installation_id))
-        # Shielded: one caller's time-out must not fail the others who wait for the same token.
-        return await asyncio.shield(task)
+        fetch = self._fetching.get(installation_id)
+        if fetch is None:
+            task = asyncio.create_task(self._fetch(installation_id), name=f"token of installation {installation_id}")
+            fetch = self._fetching[installation_id] = _Fetch(task)
+            task.add_done_callback(partial(self._fetched, installation_id, fetch))
+        fetch.waiters += 1
+        try:
+            # Shielded: one caller's time-out must not fail the others who wait for the same token.
+            return await asyncio.shield(fetch.task)
+        finally:
+            fetch.waiters -= 1
+            if fetch.waiters == 0 and not fetch.task.done():
+                # Nobody waits any more: whoever comes next asks anew, and does not inherit a request that hangs.
+                fetch.task.cancel()
+                self._end(installation_id, fetch)
 
     def forget(self, installation_id: int, token: Token) -> None:
         """Do not hand out this token again: GitHub has refused it."""
@@ -120,13 +138,17 @@ class InstallationTokens:
 
     async def aclose(self) -> None:
         """Cancel what is being fetched."""
-        tasks = list(self._fetching.values())
+        tasks = [fetch.task for fetch in self._fetching.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _fetched(self, installation_id: int, task: asyncio.Task[Token]) -> None:
-        del self._fetching[installation_id]
+    def _end(self, installation_id: int, fetch: _Fetch) -> None:
+        if self._fetching.get(installation_id) is fetch:
+            del self._fetching[installation_id]
+
+    def _fetched(self, installation_id: int, fetch: _Fetch, task: asyncio.Task[Token]) -> None:
+        self._end(installation_id, fetch)
         # Asking for the exception also marks it as seen, where every caller has gone meanwhile.
         if not task.cancelled() and task.exception() is None:
             self._tokens[installation_id] = task.result()

@@ -96,9 +96,13 @@ class _Repository(msgspec.Struct, frozen=True, gc=False):
     full_name: str
 
 
+class _Links(msgspec.Struct, frozen=True, gc=False):
+    """An issue's `pull_request`: its presence alone says that the issue is one."""
+
+
 class _Issue(msgspec.Struct, frozen=True, gc=False):
     number: int
-    pull_request: msgspec.Raw = msgspec.Raw()
+    pull_request: _Links | None = None
 
 
 class _Comment(msgspec.Struct, frozen=True, gc=False):
@@ -158,7 +162,7 @@ def _read_comment(event: _IssueComment, delivery: Delivery, github_host: str) ->
     comment = event.comment
     if event.action != "created":
         return Ignored.ACTION
-    if event.issue.pull_request in (b"", b"null"):
+    if event.issue.pull_request is None:
         return Ignored.NOT_A_PULL_REQUEST
     if event.sender.type == "Bot" or (comment.user is not None and comment.user.type == "Bot"):
         return Ignored.BOT
