@@ -31,9 +31,9 @@ def remove_cluster(folder: StateFolder, *, keep_logs: bool = False) -> None:
     """
     layout = read_layout(folder)
     _end_processes(folder)
+    _remove_cgroups(folder)
     _unmount(folder.root)
     network.remove(layout)
-    _remove_cgroups(folder)
     _remove_traces_elsewhere(folder)
     kept = {folder.users_lock.name, folder.daemon_lock.name} | ({folder.logs.name, folder.record.name} if keep_logs else set())
     for path in folder.root.iterdir():
@@ -46,12 +46,13 @@ def remove_cluster(folder: StateFolder, *, keep_logs: bool = False) -> None:
 
 
 def has_leftovers(folder: StateFolder) -> bool:
-    """Whether a cluster was here that nobody has removed."""
-    return folder.layout.exists() or folder.programs.exists()
+    """Whether a cluster was here that nobody has removed, or not wholly; logs of a failed start do not count."""
+    kept = {folder.users_lock.name, folder.daemon_lock.name, folder.logs.name, folder.record.name}
+    return any(path.name not in kept for path in folder.root.iterdir())
 
 
 def _end_processes(folder: StateFolder) -> None:
-    """End our processes first, since they would start containers again, then whatever is in our control group."""
+    """End our processes first, since they would start containers again, then whatever is in our containers."""
     own = os.getpid()
     give_up_at = time.monotonic() + STOP_SECONDS
     while pids := [pid for pid in (*owned_pids(folder.root), *_contained_pids(folder)) if pid != own]:
@@ -76,7 +77,7 @@ def _reap() -> None:
 
 
 def _contained_pids(folder: StateFolder) -> set[int]:
-    """The processes of our pods: those in our control group, whoever their parent is now."""
+    """The processes of our pods: those in a container's control group, whoever their parent is now."""
     pids: set[int] = set()
     for base in node.cgroup_folders(folder):
         for current, _, files in os.walk(base):
@@ -116,7 +117,7 @@ def _remove_cgroups(folder: StateFolder) -> None:
             try:
                 os.rmdir(current)  # noqa: PTH106 — a control group is removed by rmdir although it holds files
             except OSError:
-                continue  # busy for a moment: an empty group does no harm, and the next start uses it again
+                continue  # busy for a moment; an empty group does no harm
 
 
 def _remove_traces_elsewhere(folder: StateFolder) -> None:

@@ -10,12 +10,14 @@ import json
 import os
 import shutil
 import signal
+import socket
 import ssl
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 import msgspec
@@ -89,7 +91,7 @@ class Daemon:
         self.supervisor.start(control_plane.etcd(self.folder, layout))
         self.supervisor.start(control_plane.kube_apiserver(self.folder, layout))
         self.supervisor.start(node.containerd(self.folder))
-        self._wait("containerd", self.folder.containerd_socket.exists)
+        self._wait("containerd", lambda: _listens(self.folder.containerd_socket))
         node.load_pause_image(self.folder)
         self._wait("the API server", lambda: self._get("/readyz") is not None)
         self._publish(stage="starting the controllers and the node")
@@ -193,6 +195,16 @@ def install_programs(folder: StateFolder, sources: dict[str, str]) -> None:
         except OSError:  # another file system
             shutil.copy2(source, temporary)
         temporary.replace(target)
+
+
+def _listens(path: Path) -> bool:
+    """Whether somebody answers at a socket; the file alone may be a killed process's."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
 
 
 def _log(text: str) -> None:

@@ -179,7 +179,7 @@ def _take_share(folder: StateFolder, users: FileLock, progress: Progress) -> Non
             raise LocalClusterError(f"the local cluster does not stop; its daemon's log is {_daemon_log(folder)}")
         time.sleep(0.1)
     # Nobody else here and no daemon, but a cluster's remains: its daemon was killed.
-    if not _daemon_lives(folder) and cleanup.has_leftovers(folder) and users.try_exclusive():
+    if cleanup.has_leftovers(folder) and users.try_exclusive() and not _daemon_lives(folder):
         progress("removing what an earlier local cluster left")
         cleanup.remove_cluster(folder)
     while not users.try_shared():

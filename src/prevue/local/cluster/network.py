@@ -51,13 +51,13 @@ def choose_layout() -> Layout:
 
 def prepare(layout: Layout) -> None:
     """Give the node its address and let packets of its pods pass; calling it twice is harmless."""
-    if not Path("/sys/class/net", NODE_LINK).exists():
+    # Asked of `ip`: /sys shows the links of the network namespace that it was mounted in.
+    if subprocess.run(["ip", "link", "show", NODE_LINK], capture_output=True, check=False).returncode != 0:
         # A bridge without members: kubelet wants an address that is not loopback, and not every kernel has `dummy` devices.
         _run(["ip", "link", "add", NODE_LINK, "type", "bridge"])
     _run(["ip", "address", "replace", f"{layout.node_ip}/32", "dev", NODE_LINK])
     _run(["ip", "link", "set", NODE_LINK, "up"])
-    if Path("/sys/class/net/lo/operstate").read_text().strip() == "down":
-        _run(["ip", "link", "set", "lo", "up"])
+    _run(["ip", "link", "set", "lo", "up"])  # it is down in a new network namespace
     for name in FORWARDING:
         Path("/proc/sys", name).write_text("1")
     _remove_own_rules("iptables")

@@ -1,4 +1,4 @@
-"""The node: containerd, kubelet and kube-proxy, all below the cluster's own folder and a control group of its own.
+"""The node: containerd, kubelet and kube-proxy, all below the cluster's own folder.
 
 Pods are connected by `ptp`, each with a pair of links and a route: every packet is routed, so a pod reaches a Service whose
 pod is on the same node without any bridge setting of the kernel.
@@ -19,27 +19,23 @@ from prevue.local.cluster.supervisor import Service
 
 PODS_MAX = 250
 PAUSE_IMAGE = "prevue.local/pause:1"
-CGROUP_CONTROLLERS_V1 = ("cpu", "cpuacct", "cpuset", "memory", "pids", "blkio", "devices", "freezer", "hugetlb", "systemd", "unified")
 
 
-def cgroup_name(folder: StateFolder) -> str:
-    """A group of our own: a kubelet ends whatever it does not know in its group."""
+def network_name(folder: StateFolder) -> str:
+    """The pods' network by a name of our own: the plugins keep records by it outside of our folder."""
     return f"prevue-{sha256(str(folder.root).encode()).hexdigest()[:8]}"
 
 
 def cgroup_folders(folder: StateFolder) -> list[Path]:
-    """The control group's folders: one in each hierarchy of cgroup v1, one in all with v2."""
+    """The control groups of the containers that this node knows: one in each hierarchy of cgroup v1, one in all with v2."""
     base = Path("/sys/fs/cgroup")
-    if (base / "cgroup.controllers").exists():
-        return [base / cgroup_name(folder)]
-    return [base / name / cgroup_name(folder) for name in CGROUP_CONTROLLERS_V1 if (base / name).is_dir()]
+    hierarchies = [base] if (base / "cgroup.controllers").exists() else [path for path in base.iterdir() if path.is_dir()]
+    containers = [path.name for path in folder.containerd_state.glob("io.containerd.runtime.v2.task/k8s.io/*")]
+    return [path for name in containers for hierarchy in hierarchies if (path := hierarchy / "k8s.io" / name).is_dir()]
 
 
 def prepare(folder: StateFolder, layout: Layout) -> None:
-    """Write the node's configuration and make its control group."""
-    for path in cgroup_folders(folder):
-        path.mkdir(exist_ok=True)
-        _inherit_cpus(path)
+    """Write the node's configuration."""
     for path in (folder.containerd_state, folder.logs, folder.root / "cni" / "conf", folder.root / "kubelet"):
         path.mkdir(parents=True, exist_ok=True)
     registry = folder.root / "registries" / "prevue.local"
@@ -88,14 +84,6 @@ def load_pause_image(folder: StateFolder) -> None:
         )
         command = ["-n", "k8s.io", "images", "import", str(archive)]
         subprocess.run([folder.programs / "ctr", "-a", folder.containerd_socket, *command], check=True, capture_output=True)
-
-
-def _inherit_cpus(path: Path) -> None:
-    """With cgroup v1 a new cpuset is empty and takes no process until it has CPUs and memory."""
-    for name in ("cpuset.cpus", "cpuset.mems"):
-        own, parent = path / name, path.parent / name
-        if own.exists() and parent.exists() and not own.read_text().strip():
-            own.write_text(parent.read_text())
 
 
 def _containerd_config(folder: StateFolder) -> str:
@@ -147,10 +135,6 @@ def _snapshotter(folder: StateFolder) -> str:
     return "overlayfs"
 
 
-def network_name(folder: StateFolder) -> str:
-    return cgroup_name(folder)
-
-
 def _network_config(folder: StateFolder, layout: Layout) -> dict[str, object]:
     ranges = [[{"subnet": layout.pod_range}]]
     ipam = {"type": "host-local", "dataDir": str(folder.root / "cni" / "addresses"), "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]}
@@ -174,7 +158,9 @@ def _kubelet_config(folder: StateFolder, layout: Layout) -> dict[str, object]:
         "tlsPrivateKeyFile": str(pki / "kubelet.key"),
         "containerRuntimeEndpoint": f"unix://{folder.containerd_socket}",
         "cgroupDriver": "cgroupfs",
-        "cgroupRoot": f"/{cgroup_name(folder)}",
+        # A group per pod around its containers' groups costs a third of a pod's start with cgroup v1. The containers' own
+        # limits hold without it, and a second kubelet on this machine does not end our pods as unknown ones.
+        "cgroupsPerQOS": False,
         "failCgroupV1": False,
         "failSwapOn": False,
         "enforceNodeAllocatable": [],
