@@ -1,0 +1,203 @@
+"""What is still to be said on pull requests, and what the sweeper asks: protocol, sections 5 and 6, in PostgreSQL."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select, union, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from prevue.model import Message, Notice, RequestState, decode_message
+from prevue.statestore.port import ClaimLimits, OutboxItem
+from prevue.statestore.postgres.claims import NOW
+from prevue.statestore.postgres.database import Database
+from prevue.statestore.postgres.tables import lease, outbox, preview, request
+
+_OPEN = (RequestState.WAITING.value, RequestState.CLAIMED.value)
+# Written as the partial indexes are, so that the planner sees that they fit.
+_IS_TO_SEND = outbox.c.sent_version < outbox.c.version
+_IS_TO_VERIFY = and_(outbox.c.sent_version == outbox.c.version, outbox.c.verify_at.is_not(None))
+_desired = request.alias("desired")
+
+
+class PostgresOutbox:
+    """Outbox and SweepStore."""
+
+    _database: Database
+    _limits: ClaimLimits
+
+    async def due_installations(self) -> list[int]:
+        """Both partial indexes, from their oldest ends."""
+        statement = union(
+            select(outbox.c.installation_id).where(_IS_TO_SEND, outbox.c.due_at <= NOW),
+            select(outbox.c.installation_id).where(_IS_TO_VERIFY, outbox.c.verify_at <= NOW),
+        )
+        async with self._database.statement() as connection:
+            return sorted((await connection.execute(statement)).scalars())
+
+    async def seconds_until_due(self) -> float | None:
+        """The ends of the two indexes."""
+        next_at = func.least(
+            select(func.min(outbox.c.due_at)).where(_IS_TO_SEND).scalar_subquery(),
+            select(func.min(outbox.c.verify_at)).where(_IS_TO_VERIFY).scalar_subquery(),
+        )
+        async with self._database.statement() as connection:
+            seconds = await connection.scalar(select(func.extract("epoch", next_at - NOW)))
+        return None if seconds is None else max(0.0, float(seconds))
+
+    async def acquire_lane(self, installation_id: int, *, holder: str, seconds: float) -> bool:
+        """One statement: taken where it is free, lapsed or ours."""
+        row = upsert(lease).values(name=_lane(installation_id), holder=holder, until=NOW + timedelta(seconds=seconds))
+        taken = row.on_conflict_do_update(
+            index_elements=["name"],
+            set_={"holder": row.excluded.holder, "until": row.excluded.until, "token": lease.c.token + 1},
+            where=or_(lease.c.holder == row.excluded.holder, lease.c.until <= NOW),
+        ).returning(lease.c.token)
+        async with self._database.statement() as connection:
+            return (await connection.scalar(taken)) is not None
+
+    async def release_lane(self, installation_id: int, *, holder: str) -> None:
+        """Only ours."""
+        async with self._database.statement() as connection:
+            await connection.execute(delete(lease).where(lease.c.name == _lane(installation_id), lease.c.holder == holder))
+
+    async def due(self, installation_id: int, *, limit: int) -> list[OutboxItem]:
+        """Each row with its request as it is now, in one snapshot: the version that is reported sent is that of the text."""
+        mine = outbox.c.installation_id == installation_id
+        to_send = (
+            _items(_IS_TO_SEND, outbox.c.due_at <= NOW, mine)
+            .order_by(request.c.state.in_(_OPEN), outbox.c.due_at, outbox.c.request_id)
+            .limit(limit)
+        )
+        to_verify = _items(_IS_TO_VERIFY, outbox.c.verify_at <= NOW, mine).order_by(outbox.c.verify_at, outbox.c.request_id)
+        async with self._database.statement() as connection:
+            rows = list((await connection.execute(to_send)).mappings())
+            items = [_item(row, is_verify=False) for row in rows]
+            if len(rows) < limit:
+                rows = list((await connection.execute(to_verify.limit(limit - len(rows)))).mappings())
+                items += [_item(row, is_verify=True) for row in rows]
+        return items
+
+    async def reserve_write(self, installation_id: int, *, per_minute: int, per_hour: int) -> float:
+        """A function in the database: counting and inserting are one step under an advisory lock."""
+        async with self._database.statement() as connection:
+            result = await connection.exec_driver_sql("SELECT prevue_reserve_write($1, $2, $3)", (installation_id, per_minute, per_hour))
+            return float(result.scalar_one())
+
+    async def sent(self, item: OutboxItem, *, comment_id: int) -> None:
+        """Only upwards: a drainer that was overtaken marks nothing."""
+        values: dict[str, Any] = {"comment_id": comment_id, "attempts": 0, "error": ""}
+        statement = update(outbox).where(_row(item))
+        if item.is_verify:
+            statement = statement.where(outbox.c.version == item.version, _IS_TO_VERIFY).values(**values, verify_at=None)
+        else:
+            verify_at = NOW + timedelta(seconds=self._limits.verify_after_seconds)
+            statement = statement.where(outbox.c.sent_version < item.version)
+            statement = statement.values(**values, sent_version=item.version, verify_at=verify_at)
+        async with self._database.statement() as connection:
+            await connection.execute(statement)
+
+    async def postpone(self, item: OutboxItem, *, delay: float, error: str) -> None:
+        """A newer version is not held back by the failure of an older one."""
+        later = NOW + timedelta(seconds=delay)
+        column = "verify_at" if item.is_verify else "due_at"
+        statement = (
+            update(outbox)
+            .where(_row(item), outbox.c.version == item.version)
+            .values({column: later, "attempts": outbox.c.attempts + 1, "error": error})
+        )
+        async with self._database.statement() as connection:
+            await connection.execute(statement)
+
+    async def unheld(self, *, quiet_seconds: float, limit: int) -> list[Message]:
+        """Section 6, rule 1. Rows that somebody is working on are passed over: they are not quiet, and waiting for them could deadlock."""
+        chosen = (
+            select(request.c.id)
+            .join(preview, _same_preview(request))
+            .where(
+                request.c.state.in_(_OPEN),
+                request.c.not_before <= NOW,
+                request.c.sent_at <= NOW - timedelta(seconds=quiet_seconds),
+                preview.c.lease_until <= NOW,
+                preview.c.helm_deadline <= NOW,
+            )
+            .order_by(request.c.sent_at, request.c.id)
+            .limit(limit)
+            .with_for_update(of=request, skip_locked=True)
+            .cte("chosen")
+        )
+        statement = update(request).where(request.c.id == chosen.c.id).values(sent_at=NOW).returning(request.c.id, request.c.message)
+        async with self._database.statement() as connection:
+            rows = list(await connection.execute(statement))
+        return [decode_message(body) for _, body in sorted(rows)]
+
+
+def _lane(installation_id: int) -> str:
+    return f"outbox/{installation_id}"
+
+
+def _row(item: OutboxItem) -> ColumnElement[bool]:
+    return and_(outbox.c.request_id == item.notice.request_id, outbox.c.kind == item.kind)
+
+
+def _same_preview(table: Any) -> ColumnElement[bool]:
+    return and_(
+        preview.c.github_host == table.c.github_host,
+        preview.c.repository_id == table.c.repository_id,
+        preview.c.pr_number == table.c.pr_number,
+    )
+
+
+def _items(*conditions: ColumnElement[bool]) -> Any:
+    return (
+        select(
+            outbox.c.kind,
+            outbox.c.version,
+            outbox.c.comment_id.label("known_comment_id"),
+            request.c.id,
+            request.c.message,
+            request.c.state,
+            request.c.attempts,
+            request.c.reason,
+            request.c.error,
+            request.c.url,
+            request.c.registered_at,
+            request.c.finished_at,
+            _desired.c.id.label("desired_id"),
+            _desired.c.commit_sha.label("desired_sha"),
+        )
+        .join(request, request.c.id == outbox.c.request_id)
+        .outerjoin(preview, _same_preview(request))
+        .outerjoin(_desired, _desired.c.id == preview.c.desired_request)
+        .where(*conditions)
+    )
+
+
+def _item(row: Any, *, is_verify: bool) -> OutboxItem:
+    message = decode_message(row["message"])
+    state = RequestState(row["state"])
+    is_superseded = state is RequestState.SUPERSEDED and row["desired_id"] != row["id"]
+    notice = Notice(
+        request_id=row["id"],
+        key=message.key,
+        repo=message.repo,
+        installation_id=message.installation_id,
+        source=message.effective_source,
+        source_id=message.effective_source_id,
+        action=message.action,
+        comment_id=message.comment_id,
+        commit_sha=message.commit_sha,
+        requested_by=message.requested_by,
+        state=state,
+        attempts=row["attempts"],
+        reason=row["reason"],
+        error=row["error"],
+        url=row["url"],
+        registered_at=row["registered_at"],
+        finished_at=row["finished_at"],
+        superseded_by_sha=(row["desired_sha"] or "") if is_superseded else "",
+    )
+    return OutboxItem(
+        notice=notice, kind=row["kind"], version=row["version"], known_comment_id=row["known_comment_id"], is_verify=is_verify
+    )
