@@ -45,6 +45,14 @@ def check(settings: Settings, *, process: Process, places: Mapping[str, str] | N
     Raises:
         ConfigError: with every rule that is broken.
     """
+    errors, warnings = problems(settings, process=process, places=places)
+    if errors:
+        raise config_error(errors)
+    return warnings
+
+
+def problems(settings: Settings, *, process: Process, places: Mapping[str, str] | None = None) -> tuple[list[str], list[str]]:
+    """All errors and all warnings."""
     checker = _Checker(settings, places or {})
     checker.log()
     if process in ("github-app", "deployer", "render"):
@@ -63,9 +71,7 @@ def check(settings: Settings, *, process: Process, places: Mapping[str, str] | N
     if process in ("deployer", "render"):
         checker.cluster(kubeconfig=process == "deployer")
         checker.previews()
-    if checker.errors:
-        raise config_error(checker.errors)
-    return checker.warnings
+    return checker.errors, checker.warnings
 
 
 class _Checker:

@@ -1,0 +1,362 @@
+"""The command line: parse, load and check settings, hand over to a process's wiring, print.
+
+A process's wiring is imported inside its command, so that `prevue --help` is quick and each process loads only what it may touch.
+Errors are one clear line on standard error: exit code 2 for a wrong command line or configuration, 1 for everything else, 130 after
+Ctrl-C; a traceback only with --debug.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from prevue import console
+from prevue.errors import ConfigError, PrevueError
+from prevue.settings import Loaded, config_error, load, to_yaml
+from prevue.settings_check import Process, check, problems
+
+app = App(
+    name="prevue",
+    help="A running preview on Kubernetes for every GitHub pull request: never missed, never twice.",
+    version=lambda: f"prevue {version('prevue')}",
+    version_flags=["--version"],
+    help_format="plaintext",
+    default_parameter=Parameter(negative=""),
+    help_epilogue="Settings: --config FILE, PREVUE_CONFIG, ./prevue.yaml or .prevue/prevue.yaml, and PREVUE_SECTION__NAME over them.",
+)
+previews = App(name="previews", help="Show previews.")
+dead_letters = App(name="dead-letters", help="Show requests whose attempts are spent.")
+config = App(name="config", help="Check and show the settings.")
+dev = App(name="dev", help="The whole stack on this machine: PostgreSQL, cluster, GitHub, App and deployer.")
+for group in (previews, dead_letters, config, dev):
+    app.command(group)
+
+
+Debug = Annotated[bool, Parameter(help="Show the traceback of an error.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Options of every command that reads settings."""
+
+    config: Annotated[Path | None, Parameter(help="The YAML file with the settings.")] = None
+    debug: Debug = False
+
+
+DEFAULTS = Common()
+Json = Annotated[bool, Parameter(name="--json", help="Print JSON, for programs.")]
+Limit = Annotated[int, Parameter(help="At most so many.")]
+
+
+@app.command(name="github-app")
+def github_app(*, common: Common = DEFAULTS) -> None:
+    """Run the GitHub App: takes webhooks, enqueues requests, acknowledges them."""
+    loaded = _ready(common, "github-app")
+    from prevue.wiring.github_app import run
+
+    run(loaded.settings)
+
+
+@app.command
+def deployer(*, common: Common = DEFAULTS) -> None:
+    """Run a deployer: takes requests from the queue and carries them out."""
+    loaded = _ready(common, "deployer")
+    from prevue.wiring.deployer import run
+
+    run(loaded.settings)
+
+
+@app.command
+def migrate(*, app_role: str | None = None, app_password_file: Path | None = None, common: Common = DEFAULTS) -> None:
+    """Bring the database to this version's schema; harmless where it is there already.
+
+    Parameters
+    ----------
+    app_role
+        Also make this database role for the GitHub App: it may insert into the queue and nothing else.
+    app_password_file
+        File with that role's password.
+    """
+    loaded = _checked(common, "operator")
+    from prevue.wiring import operator
+
+    head = asyncio.run(operator.migrate(loaded.settings, app_role=app_role, app_password_file=app_password_file))
+    console.print_text(f"the database has schema {head}")
+
+
+@previews.command(name="list")
+def previews_list(*, repo: str | None = None, limit: Limit = 100, json: Json = False, common: Common = DEFAULTS) -> None:
+    """Previews, the one that changed last first.
+
+    Parameters
+    ----------
+    repo
+        Only those of this repository (owner/name).
+    """
+    loaded = _checked(common, "operator")
+    from prevue.wiring import operator
+
+    found = asyncio.run(operator.previews(loaded.settings, repo=repo, limit=limit))
+    if json:
+        console.print_json([operator.preview_row(view) for view in found])
+        return
+    rows = [(f"{view.repo}#{view.pr_number}", view.state, view.commit_sha[:7], view.url, view.attempts, view.error) for view in found]
+    console.print_table(("PULL REQUEST", "STATE", "COMMIT", "URL", "ATTEMPTS", "ERROR"), rows, empty="no previews")
+
+
+@previews.command(name="show")
+def previews_show(repo: str, pr: int, /, *, ledger: bool = False, json: Json = False, common: Common = DEFAULTS) -> None:
+    """One preview, with its requests.
+
+    Parameters
+    ----------
+    repo
+        The repository, owner/name.
+    pr
+        The pull request's number.
+    ledger
+        Also what each claim did, step by step.
+    """
+    loaded = _checked(common, "operator")
+    from prevue.wiring import operator
+
+    view, events = asyncio.run(operator.preview(loaded.settings, repo, pr))
+    if json:
+        console.print_json(operator.preview_row(view))
+        return
+    console.print_facts(list(operator.preview_row(view).items()))
+    rows = [(one.id, one.action, one.state, one.commit_sha[:7], one.requested_by, one.registered_at, one.error) for one in view.requests]
+    console.print_text("")
+    console.print_table(("REQUEST", "ACTION", "STATE", "COMMIT", "BY", "REGISTERED", "ERROR"), rows, empty="no requests")
+    if ledger:
+        console.print_text("")
+        names = sorted({name for event in events for name in event})
+        console.print_table(names, [[event.get(name) for name in names] for event in events], empty="the ledger is empty")
+
+
+@dead_letters.command(name="list")
+def dead_letters_list(*, limit: Limit = 100, json: Json = False, common: Common = DEFAULTS) -> None:
+    """Dead letters, newest first."""
+    loaded = _checked(common, "operator")
+    from prevue.wiring import operator
+
+    found = asyncio.run(operator.dead_letters(loaded.settings, limit=limit))
+    if json:
+        console.print_json([operator.dead_letter_row(request, view) for request, view in found])
+        return
+    rows = [(one.id, f"{one.repo}#{one.pr_number}", one.commit_sha[:7], one.attempts, one.finished_at, one.error) for one, _ in found]
+    console.print_table(("ID", "PULL REQUEST", "COMMIT", "ATTEMPTS", "DEAD SINCE", "ERROR"), rows, empty="no dead letters")
+
+
+@dead_letters.command(name="show")
+def dead_letters_show(id_: Annotated[int, Parameter(name="ID")], /, *, json: Json = False, common: Common = DEFAULTS) -> None:
+    """One dead letter.
+
+    Parameters
+    ----------
+    id_
+        Its number, from `prevue dead-letters list`.
+    """
+    loaded = _checked(common, "operator")
+    from prevue.wiring import operator
+
+    row = operator.dead_letter_row(*asyncio.run(operator.dead_letter(loaded.settings, id_)))
+    if json:
+        console.print_json(row)
+    else:
+        console.print_facts(list(row.items()))
+
+
+@app.command
+def doctor(*, process: Literal["all", "github-app", "deployer"] = "all", json: Json = False, common: Common = DEFAULTS) -> int:
+    """Check settings, App identity, queue, statestore, Helm, the cluster's rights and the fence; exit code 1 if one fails.
+
+    Parameters
+    ----------
+    process
+        Only what this process needs.
+    """
+    loaded = load(common.config)
+    return asyncio.run(_doctor(loaded, ("github-app", "deployer") if process == "all" else (process,), json=json))
+
+
+async def _doctor(loaded: Loaded, processes: tuple[Process, ...], *, json: bool) -> int:
+    from prevue.wiring import doctor as wiring
+
+    lines = []
+    async for line in wiring.examine(loaded.settings, processes=processes, places=loaded.places):
+        lines.append(line)
+        if not json:
+            console.print_text(f"{line.level:<4}  {line.name}: {console.printable(line.text, newlines=True)}")
+            if line.next_step:
+                console.print_text(f"      → {line.next_step}")
+    if json:
+        console.print_json(lines)
+    return 1 if any(line.level is wiring.Level.FAIL for line in lines) else 0
+
+
+@config.command(name="check")
+def config_check(*, process: Literal["all", "github-app", "deployer"] = "all", common: Common = DEFAULTS) -> None:
+    """Check the settings without contacting anything.
+
+    Parameters
+    ----------
+    process
+        Only what this process needs.
+    """
+    loaded = load(common.config)
+    processes: tuple[Process, ...] = ("github-app", "deployer") if process == "all" else (process,)
+    found = [problems(loaded.settings, process=one, places=loaded.places) for one in processes]
+    for text in dict.fromkeys(text for _, warnings in found for text in warnings):
+        console.print_error(f"warning: {text}")
+    if errors := list(dict.fromkeys(text for errors, _ in found for text in errors)):
+        raise config_error(errors)
+    console.print_text(f"ok: {loaded.file or 'no file'} and the environment suit {' and '.join(processes)}")
+
+
+@config.command(name="show")
+def config_show(*, common: Common = DEFAULTS) -> None:
+    """Print the settings in force as YAML, secrets masked."""
+    loaded = load(common.config)
+    console.print_text(f"# {loaded.file or 'no file'}, the environment over it, defaults below\n{to_yaml(loaded.settings)}")
+
+
+@app.command
+def render(repo: str, pr: int, /, *, installation: int | None = None, common: Common = DEFAULTS) -> None:
+    """Print the manifests, URL and namespace that a deploy of the pull request's head would have; writes nothing.
+
+    Parameters
+    ----------
+    repo
+        The repository, owner/name.
+    pr
+        The pull request's number.
+    installation
+        The App's installation; otherwise GitHub is asked.
+    """
+    loaded = _checked(common, "render")
+    from prevue.wiring.render import render as run
+
+    result = asyncio.run(run(loaded.settings, repo, pr, installation_id=installation))
+    pull = result.pull_request
+    state = "open" if pull.is_open else "closed"
+    url = result.url or f"known after the deploy, from the cluster ({result.url_source})"
+    console.print_text(
+        f"# pull request: {pull.repo}#{pull.number} ({state}), {console.printable(pull.head_ref)} at {pull.head_sha}\n"
+        f"# namespace: {result.namespace}\n# release: {result.release}\n# url: {url}\n{result.manifest}"
+    )
+
+
+@dev.command(name="up")
+def dev_up(
+    *,
+    detach: bool = False,
+    deployers: int = 1,
+    kubeconfig: Path | None = None,
+    image_loader: str | None = None,
+    debug: Debug = False,  # noqa: ARG001  `main` looks for it
+) -> int:
+    """Start the stack in this folder's .prevue.
+
+    Parameters
+    ----------
+    detach
+        Return when all of it is ready; otherwise it runs until Ctrl-C.
+    deployers
+        How many deployers.
+    kubeconfig
+        Use this cluster instead of building one.
+    image_loader
+        With --kubeconfig: a command that brings the example's images, as an archive, into that cluster.
+    """
+    from prevue.local.dev import up
+
+    return up(detach=detach, deployers=deployers, kubeconfig=kubeconfig, image_loader=image_loader)
+
+
+@dev.command(name="down")
+def dev_down(*, debug: Debug = False) -> int:  # noqa: ARG001  `main` looks for it
+    """Stop the stack of this folder; nothing of it stays."""
+    from prevue.local.dev import down
+
+    return down()
+
+
+@dev.command(name="status")
+def dev_status(*, debug: Debug = False) -> int:  # noqa: ARG001  `main` looks for it
+    """Show what runs."""
+    from prevue.local.dev import status
+
+    return status()
+
+
+def _checked(common: Common, process: Process) -> Loaded:
+    """Settings that `process` can start with; warnings go to standard error."""
+    loaded = load(common.config)
+    for text in check(loaded.settings, process=process, places=loaded.places):
+        console.print_error(f"warning: {text}")
+    return loaded
+
+
+def _ready(common: Common, process: Process) -> Loaded:
+    """As `_checked`, for a process that logs: warnings are log lines."""
+    from prevue.telemetry import configure_logging, get_logger
+
+    loaded = load(common.config)
+    warnings = check(loaded.settings, process=process, places=loaded.places)
+    configure_logging(loaded.settings.log)
+    for text in warnings:
+        get_logger().warning("setting_doubtful", text=text)
+    return loaded
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as exc:
+        return _fail(exc, tokens, 2, _usage_error(exc))
+    except ConfigError as exc:
+        return _fail(exc, tokens, 2, str(exc))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader went away (`| head`): nothing more to say, and the interpreter must not complain about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as exc:  # noqa: BLE001  the last place that can turn an error into one line
+        first = _first(exc)
+        if isinstance(first, ConfigError):
+            return _fail(exc, tokens, 2, str(first))
+        text = str(first) if isinstance(first, PrevueError) else f"unexpected {type(first).__name__}: {first}; --debug shows where"
+        return _fail(exc, tokens, 1, text)
+    return result if isinstance(result, int) else 0
+
+
+def _first(exc: BaseException) -> BaseException:
+    """The error itself, out of a task group's."""
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc
+
+
+def _usage_error(exc: CycloptsError) -> str:
+    return " ".join(str(exc).split()).rstrip(".") + "; --help shows what is accepted"
+
+
+def _fail(exc: BaseException, tokens: list[str], code: int, text: str) -> int:
+    if "--debug" in tokens:
+        traceback.print_exception(exc)
+    console.print_error(text)
+    return code

@@ -1,0 +1,72 @@
+"""What the commands print: results on standard output, everything else on standard error; JSON exactly as promised.
+
+A name, a branch or an error text may hold anything: it is never read as rich's markup, and control characters do not reach a terminal.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+JsonValue = str | int | float | bool | None
+
+
+def print_json(value: Any) -> None:
+    """`value` as JSON, indented, one document."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+
+
+def print_text(text: str) -> None:
+    """`text` as it is."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+
+def print_error(text: str) -> None:
+    """`prevue: text` on standard error."""
+    sys.stderr.write(f"prevue: {printable(text, newlines=True)}\n")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[JsonValue | datetime]], *, empty: str) -> None:
+    """A table as wide as the terminal; through a pipe, as wide as its content."""
+    if not rows:
+        print_text(empty)
+        return
+    # Imported here: `prevue --help` and --json need none of it.
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell(value)) for value in row))
+    Console(width=None if sys.stdout.isatty() else 10_000, highlight=False).print(table)
+
+
+def print_facts(facts: Sequence[tuple[str, JsonValue | datetime]]) -> None:
+    """`name  value` a line; what is empty is left out."""
+    shown = [(name, cell(value)) for name, value in facts]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, value in shown:
+        if value:
+            print_text(f"{name:<{width}}  {value}")
+
+
+def cell(value: JsonValue | datetime) -> str:
+    """`value` for a person."""
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%d %H:%M:%SZ")
+    return printable(str(value))
+
+
+def printable(text: str, *, newlines: bool = False) -> str:
+    """`text` without control characters: an error from outside must not steer the terminal."""
+    return "".join(char if char.isprintable() or (newlines and char == "\n") else " " for char in text)

@@ -1,0 +1,149 @@
+"""`doctor`: one line for what was tried, a next step where it failed, and an exit code."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from prevue.cluster.port import FenceKind, Finding
+from prevue.config import ClusterSettings, GitHubSettings, QueueSettings, Settings, StatestoreSettings
+from prevue.errors import ConfigError, GitHubUnavailable, OutageError, QueueUnavailable
+from prevue.settings_check import Process
+from prevue.wiring.doctor import Level, Line, Neighbours, examine
+
+SETTINGS = Settings(
+    github=GitHubSettings(app_id=7),
+    queue=QueueSettings(url="postgresql://app:hunter2@db/prevue"),
+    statestore=StatestoreSettings(url="postgresql://owner:hunter2@db/prevue"),
+)
+
+
+class Good:
+    """All neighbours at once, in order."""
+
+    findings: tuple[Finding, ...] = (Finding(name="rights", ok=True, text="all granted"),)
+    kind = FenceKind.POLICY
+
+    async def app_slug(self) -> str:
+        return "prevue-dev"
+
+    async def enqueue(self, message: Any) -> Any:
+        raise AssertionError(message)
+
+    async def check(self) -> None:
+        return None
+
+    async def version(self) -> str:
+        return "v4.3.1"
+
+    async def inspect(self) -> list[Finding]:
+        return list(self.findings)
+
+    async def fence_kind(self) -> FenceKind:
+        return self.kind
+
+
+def opener(thing: Any) -> Callable[[Settings], AbstractAsyncContextManager[Any]]:
+    @asynccontextmanager
+    async def open_it(_settings: Settings) -> AsyncIterator[Any]:
+        if isinstance(thing, Exception):
+            raise thing
+        yield thing
+
+    return open_it
+
+
+async def good_schema(_settings: Settings) -> None:
+    return None
+
+
+GOOD = Neighbours(github=opener(Good()), queue=opener(Good()), schema=good_schema, helm=opener(Good()), cluster=opener(Good()))
+
+
+async def lines_of(
+    neighbours: Neighbours = GOOD, *, processes: tuple[Process, ...] = ("deployer",), settings: Settings = SETTINGS
+) -> dict[str, Line]:
+    return {line.name: line async for line in examine(settings, processes=processes, places={}, neighbours=neighbours)}
+
+
+async def test_all_is_well() -> None:
+    lines = await lines_of()
+    del lines["settings of deployer"]  # these settings have no key file
+    assert list(lines) == ["App identity", "queue", "statestore", "Helm", "cluster: rights", "fence"]
+    assert {line.level for line in lines.values()} == {Level.OK}
+    assert "prevue-dev" in lines["App identity"].text
+    assert "hunter2" not in str(lines)
+
+
+async def test_the_app_alone_asks_for_no_cluster() -> None:
+    assert list(await lines_of(processes=("github-app",))) == ["settings of github-app", "App identity", "queue"]
+
+
+async def test_wrong_settings_are_a_failure_and_the_rest_is_still_tried() -> None:
+    lines = await lines_of()
+    assert lines["settings of deployer"].level is Level.FAIL
+    assert "github.private_key_file" in lines["settings of deployer"].text
+    assert lines["Helm"].level is Level.OK
+
+
+async def broken_schema(_settings: Settings) -> None:
+    raise ConfigError("the database's schema is missing: run `prevue migrate`")
+
+
+async def lost_database(_settings: Settings) -> None:
+    raise OutageError("PostgreSQL: connection refused")
+
+
+@pytest.mark.parametrize(
+    ("name", "neighbours", "text"),
+    [
+        ("App identity", replace(GOOD, github=opener(GitHubUnavailable("HTTP 401"))), "HTTP 401"),
+        ("queue", replace(GOOD, queue=opener(QueueUnavailable("refused"))), "refused"),
+        ("statestore", replace(GOOD, schema=broken_schema), "schema is missing"),
+        ("statestore", replace(GOOD, schema=lost_database), "postgresql://owner:********@db/prevue cannot be reached: PostgreSQL"),
+        ("Helm", replace(GOOD, helm=opener(ConfigError("no helm on PATH"))), "no helm on PATH"),
+        ("cluster", replace(GOOD, cluster=opener(RuntimeError("surprise"))), "RuntimeError: surprise"),
+    ],
+)
+async def test_one_failure_does_not_hide_the_next(name: str, neighbours: Neighbours, text: str) -> None:
+    lines = await lines_of(neighbours)
+    failed = {line.name for line in lines.values() if line.level is Level.FAIL} - {"settings of deployer"}
+    assert failed == {name}
+    assert text in lines[name].text
+    assert lines[name].next_step
+
+
+async def test_a_right_that_is_missing_is_a_failure() -> None:
+    class NoRights(Good):
+        findings = (Finding(name="rights", ok=False, text="may not create namespaces"),)
+
+    lines = await lines_of(replace(GOOD, cluster=opener(NoRights())))
+    assert lines["cluster: rights"].level is Level.FAIL
+
+
+@pytest.mark.parametrize(("required", "level"), [(False, Level.WARN), (True, Level.FAIL)])
+async def test_no_fence_is_a_warning_unless_it_is_required(required: bool, level: Level) -> None:
+    class NoFence(Good):
+        kind = FenceKind.NONE
+
+    settings = Settings(queue=SETTINGS.queue, statestore=SETTINGS.statestore, cluster=ClusterSettings(require_fence=required))
+    lines = await lines_of(replace(GOOD, cluster=opener(NoFence())), settings=settings)
+    assert lines["fence"].level is level
+
+
+async def test_a_neighbour_that_hangs_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hangs(Good):
+        async def version(self) -> str:
+            import asyncio
+
+            await asyncio.Event().wait()
+            return ""
+
+    monkeypatch.setattr("prevue.wiring.doctor.CHECK_SECONDS", 0.05)
+    lines = await lines_of(replace(GOOD, helm=opener(Hangs())))
+    assert lines["Helm"].level is Level.FAIL
+    assert "no answer within" in lines["Helm"].text
