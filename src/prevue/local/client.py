@@ -67,6 +67,11 @@ class LocalGitHub:
         made = await self._control("POST", f"repos/{repo}/pulls", {"user": user, **form})
         return Pull(repo, made["number"], made["head_sha"])
 
+    async def open_issue(self, repo: str = HELLO, *, user: str = "writer") -> Pull:
+        """Open a plain issue: a conversation without a commit."""
+        made = await self._control("POST", f"repos/{repo}/issues", {"user": user})
+        return Pull(repo, made["number"], "")
+
     async def push(self, pull: Pull, **form: Any) -> Pull:
         """Push a new commit, or with `sha` a known one."""
         made = await self._control("POST", f"repos/{pull.repo}/pulls/{pull.number}/push", form)

@@ -65,7 +65,7 @@ async def build(settings: Settings) -> AsyncIterator[Deployer]:
     holder = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
     limits = settings.deployer
     async with AsyncExitStack() as stack:
-        helm = HelmCommand(settings.cluster.helm)
+        helm = await stack.enter_async_context(HelmCommand.open(settings.cluster.helm))
         version = await helm.version()
         store = await stack.enter_async_context(
             PostgresStateStore.open(
