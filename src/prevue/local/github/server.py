@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import secrets
+import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from prevue.local.github.ci import OnPush, command_hook, imported_hook
 from prevue.local.github.door import create_app
 from prevue.local.github.pump import WebhookPump
-from prevue.testing.github import ControlError, FakeGitHub
+from prevue.testing.github import FakeGitHub
 
 REPOSITORIES = ("acme/hello", "acme/other")
 USERS = ("writer=write", "reader=read")
@@ -53,9 +55,30 @@ async def serve(
     pump = WebhookPump(github, webhook_url) if webhook_url else None
     app = create_app(github, on_push=on_push, pump=pump)
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, lifespan="on", timeout_graceful_shutdown=GRACEFUL_SECONDS
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
-    await uvicorn.Server(config).serve(sockets=[listener])
+    await _Server(config).serve(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that ends with status 0 when it was asked to stop, where the original raises the signal again."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop gracefully at the first signal, at once at the second."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -90,6 +113,32 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _open(options: argparse.Namespace, port: int) -> tuple[FakeGitHub, str]:
+    """Return the GitHub that the arguments describe, and its URL.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: the key is none, or a name or role is not one (`ControlError`).
+    """
+    public_key = options.public_key_file.read_bytes()
+    load_pem_public_key(public_key)
+    url = options.base_url or f"http://{options.host}:{port}"
+    id_start = int(datetime.now(UTC).timestamp()) * 10 if options.id_start is None else options.id_start
+    github = FakeGitHub(
+        now=lambda: datetime.now(UTC),
+        public_key=public_key,
+        app_id=options.app_id,
+        webhook_secret=options.webhook_secret_file.read_text().strip(),
+        api_url=url,
+        html_url=url,
+        id_start=id_start,
+        repository_id_start=options.repository_id_start,
+        seed=secrets.randbits(64) if options.seed is None else options.seed,
+    )
+    seed(github, repositories=options.repository or REPOSITORIES, users=options.user or USERS)
+    return github, url
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the local GitHub; return the process's exit status."""
     options = _parser().parse_args(arguments)
@@ -97,25 +146,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         on_push = command_hook(options.ci_command) if options.ci_command else None
         on_push = imported_hook(options.ci_hook) if options.ci_hook else on_push
         listener = listen(options.host, options.port)
-        url = options.base_url or f"http://{options.host}:{listener.getsockname()[1]}"
-        now = datetime.now(UTC)
-        public_key = options.public_key_file.read_bytes()
-        load_pem_public_key(public_key)
-        github = FakeGitHub(
-            now=lambda: datetime.now(UTC),
-            public_key=public_key,
-            app_id=options.app_id,
-            webhook_secret=options.webhook_secret_file.read_text().strip(),
-            api_url=url,
-            html_url=url,
-            id_start=int(now.timestamp()) * 10 if options.id_start is None else options.id_start,
-            repository_id_start=options.repository_id_start,
-            seed=secrets.randbits(64) if options.seed is None else options.seed,
-        )
-        seed(github, repositories=options.repository or REPOSITORIES, users=options.user or USERS)
-    except (OSError, ValueError, ControlError) as exc:
+        with listener:
+            github, url = _open(options, listener.getsockname()[1])
+            print(f"local GitHub: {url}", flush=True)
+            asyncio.run(serve(github, listener, webhook_url=options.webhook_url, on_push=on_push))
+    except (OSError, ValueError) as exc:
         print(f"local GitHub: {exc}", file=sys.stderr)
         return 1
-    print(f"local GitHub: {url}", flush=True)
-    asyncio.run(serve(github, listener, webhook_url=options.webhook_url, on_push=on_push))
     return 0
