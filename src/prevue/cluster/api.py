@@ -32,8 +32,8 @@ WATCH_SILENCE_SECONDS = 150.0
 MESSAGE_CHARACTERS_MAX = 1_000
 
 JSON = "application/json"
-METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=1"
-METADATA_LIST_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=1"
+METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+METADATA_LIST_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 MERGE_PATCH = "application/merge-patch+json"
 
 FENCE_HEADER = "Impersonate-Extra-" + FENCE_ANNOTATION.replace("/", "%2F")

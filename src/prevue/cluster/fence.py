@@ -102,7 +102,7 @@ class Fences:
         labels = {**ownership_labels(key), LABEL_POD_SECURITY: POD_SECURITY}
         body = {"metadata": {"name": namespace, "labels": labels, "annotations": {FENCE_ANNOTATION: str(token)}}}
         try:
-            answer = await self._api.call("POST", "/api/v1/namespaces", body=body, accept=METADATA_ONLY)
+            answer = await self._api.call("POST", "/api/v1/namespaces", body=body)
         except ApiError as exc:
             if exc.status == HTTP_CONFLICT:
                 return None
@@ -117,7 +117,7 @@ class Fences:
         body = {"metadata": {"resourceVersion": meta.resource_version, "uid": meta.uid, "annotations": {FENCE_ANNOTATION: str(token)}}}
         try:
             path = namespace_path(meta.name)
-            answer = await self._api.call("PATCH", path, body=body, content_type=MERGE_PATCH, accept=METADATA_ONLY)
+            answer = await self._api.call("PATCH", path, body=body, content_type=MERGE_PATCH)
         except ApiError as exc:
             if exc.status in (HTTP_CONFLICT, HTTP_NOT_FOUND):
                 return None
@@ -140,7 +140,7 @@ class Fences:
         path = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings"
         body = {"metadata": {"name": BINDING}, "roleRef": role, "subjects": [subject]}
         try:
-            await self._api.call("POST", path, body=body, accept=METADATA_ONLY)
+            await self._api.call("POST", path, body=body)
         except ApiError as exc:
             if exc.status != HTTP_CONFLICT:
                 raise
@@ -217,7 +217,7 @@ class Fences:
         path = namespace_path(fence.namespace)
         body = {"preconditions": {"uid": fence.uid, "resourceVersion": version}}
         try:
-            await self._api.call("DELETE", path, body=body, accept=METADATA_ONLY)
+            await self._api.call("DELETE", path, body=body)
         except ApiError as exc:
             if exc.status == HTTP_NOT_FOUND:
                 return None
