@@ -18,7 +18,7 @@ function tellTimes(root = document) {
 function refresh(part, html) {
   const fresh = document.createElement("template");
   fresh.innerHTML = html;
-  if (!fresh.content.querySelector(":scope > [data-version]")) {
+  if (![...fresh.content.children].some((child) => child.dataset.version)) {
     if (part.dataset.seen !== html) part.innerHTML = html;
     part.dataset.seen = html;
     return;
