@@ -192,6 +192,10 @@ class EmbeddedPostgres:
                 self._process.wait()
         self._process = None
 
+    def remove(self) -> None:
+        """Delete the data of a stopped server, wherever they lie."""
+        shutil.rmtree(self.data, ignore_errors=True)
+
     async def wait_ready(self, *, seconds: float = START_SECONDS_MAX) -> None:
         """Return when it takes connections, crash recovery included.
 

@@ -71,8 +71,9 @@ class QueueDisk:
 class FakeQueue:
     """Enqueuer and Consumer on one disk."""
 
-    def __init__(self, disk: QueueDisk | None = None) -> None:
+    def __init__(self, disk: QueueDisk | None = None, *, lease_seconds: float = LEASE_SECONDS) -> None:
         self.disk = disk if disk is not None else QueueDisk()
+        self._lease_seconds = lease_seconds
         self._crashed = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -110,7 +111,7 @@ class FakeQueue:
                     task = asyncio.create_task(self._handle(handler, entry, entry.receipt), name=f"fake-queue-{entry.receipt}")
                     self._tasks.add(task)
                     task.add_done_callback(self._forget)
-                await self._pause(stopped)
+                await self._pause(stopped, has_room=len(self._tasks) < slots)
             await self._drain()
         except asyncio.CancelledError:
             for task in self._tasks:
@@ -146,15 +147,15 @@ class FakeQueue:
             self.disk.receipts += 1
             entry.receipt = self.disk.receipts
             entry.deliveries += 1
-            entry.available_at = now + LEASE_SECONDS
+            entry.available_at = now + self._lease_seconds
             return entry
         return None
 
-    async def _pause(self, stopped: asyncio.Task[bool]) -> None:
+    async def _pause(self, stopped: asyncio.Task[bool], *, has_room: bool) -> None:
         """Until something changed, the next message becomes available, or the stop; running messages are extended meanwhile."""
         now = self.disk.now()
-        waits = [entry.available_at - now for entry in self.disk.entries]
-        timeout = max(0.001, min([*waits, LEASE_SECONDS / 3]))
+        waits = [entry.available_at - now for entry in self.disk.entries] if has_room else []
+        timeout = max(0.01 if self.disk.outage else 0.001, min([*waits, self._lease_seconds / 3]))
         changed = asyncio.create_task(self.disk.changed.wait(), name="fake-queue-wait")
         await asyncio.wait({stopped, changed}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         changed.cancel()
@@ -181,9 +182,9 @@ class FakeQueue:
 
     async def _extend(self, entry: Entry, receipt: int) -> None:
         while True:
-            await asyncio.sleep(LEASE_SECONDS / 3)
+            await asyncio.sleep(self._lease_seconds / 3)
             if entry.receipt == receipt and not self.disk.outage:
-                entry.available_at = self.disk.now() + LEASE_SECONDS
+                entry.available_at = self.disk.now() + self._lease_seconds
 
     def _settle(self, entry: Entry, receipt: int, settlement: Settlement) -> None:
         """Nothing happens where the message was received by another since."""
