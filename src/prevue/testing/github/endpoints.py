@@ -128,7 +128,11 @@ class Call:
         names = ("prev", "next", "last", "first") if 1 < page < last else ("next", "last") if page < last else ()
         if page >= last > 1:
             names = ("prev", "first")
-        base = f"{self.github.render.api_url}{self.request.path}"
+        # GitHub's links name a repository by its number, whatever the request named it by.
+        path = self.request.path
+        if path.startswith("/repos/"):
+            path = f"/repositories/{self.repository().id}/{path.split('/', 4)[4]}"
+        base = f"{self.github.render.api_url}{path}"
         links = [f'<{base}?{urlencode({**query, "page": min(wanted[name], last)})}>; rel="{name}"' for name in names]
         shown = items[(page - 1) * per_page : page * per_page]
         return Answer(body=[render(item) for item in shown], headers={"link": ", ".join(links)} if links else {})
