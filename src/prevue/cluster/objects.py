@@ -47,7 +47,8 @@ class MetadataList(K8s, frozen=True):
     """A list of metadata, such as PartialObjectMetadataList."""
 
     metadata: Meta = Meta()
-    items: list[Metadata] = []
+    items: list[Metadata] | None = None
+    """None: empty; the API server writes null there."""
 
 
 class Condition(K8s, frozen=True):

@@ -64,7 +64,7 @@ class Releases:
         except ApiError as exc:
             raise ClusterUnavailable(f"the release {name} cannot be read: {exc.message}") from exc
         found = msgspec.json.decode(answer, type=MetadataList)
-        return max((item.metadata for item in found.items), key=_revision, default=None)
+        return max((item.metadata for item in found.items or ()), key=_revision, default=None)
 
 
 def _revision(meta: Meta) -> int:
