@@ -37,8 +37,6 @@ previews = App(name="previews", help="Show previews.")
 dead_letters = App(name="dead-letters", help="Show requests whose attempts are spent.")
 config = App(name="config", help="Check and show the settings.")
 dev = App(name="dev", help="The whole stack on this machine: PostgreSQL, cluster, GitHub, App and deployer.")
-for group in (previews, dead_letters, config, dev):
-    app.command(group)
 
 
 Debug = Annotated[bool, Parameter(help="Show the traceback of an error.")]
@@ -298,6 +296,10 @@ def dev_status(*, debug: Debug = False) -> int:  # noqa: ARG001  `main` looks fo
     from prevue.local.dev import status
 
     return status()
+
+
+for group in (previews, dead_letters, config, dev):
+    app.command(group)
 
 
 def _checked(common: Common, process: Process) -> Loaded:

@@ -25,8 +25,12 @@ SETTINGS = Settings(
 class Good:
     """All neighbours at once, in order."""
 
-    findings: tuple[Finding, ...] = (Finding(name="rights", ok=True, text="all granted"),)
-    kind = FenceKind.POLICY
+    findings: tuple[Finding, ...] = (
+        Finding(name="cluster", ok=True, text="Kubernetes v1.34.4"),
+        Finding(name="right: get pods", ok=True, text="allowed"),
+        Finding(name="right: list pods", ok=True, text="allowed"),
+        Finding(name="fence", ok=True, text="the admission policy refuses stale tokens"),
+    )
 
     async def app_slug(self) -> str:
         return "prevue-dev"
@@ -44,7 +48,7 @@ class Good:
         return list(self.findings)
 
     async def fence_kind(self) -> FenceKind:
-        return self.kind
+        raise AssertionError
 
 
 def opener(thing: Any) -> Callable[[Settings], AbstractAsyncContextManager[Any]]:
@@ -73,7 +77,7 @@ async def lines_of(
 async def test_all_is_well() -> None:
     lines = await lines_of()
     del lines["settings of deployer"]  # these settings have no key file
-    assert list(lines) == ["App identity", "queue", "statestore", "Helm", "cluster: rights", "fence"]
+    assert list(lines) == ["App identity", "queue", "statestore", "Helm", "cluster", "cluster: rights", "fence"]
     assert {line.level for line in lines.values()} == {Level.OK}
     assert "prevue-dev" in lines["App identity"].text
     assert "hunter2" not in str(lines)
@@ -117,18 +121,19 @@ async def test_one_failure_does_not_hide_the_next(name: str, neighbours: Neighbo
     assert lines[name].next_step
 
 
-async def test_a_right_that_is_missing_is_a_failure() -> None:
+async def test_each_right_that_is_missing_is_a_failure() -> None:
     class NoRights(Good):
-        findings = (Finding(name="rights", ok=False, text="may not create namespaces"),)
+        findings = (*Good.findings, Finding(name="right: create namespaces", ok=False, text="missing"))
 
     lines = await lines_of(replace(GOOD, cluster=opener(NoRights())))
-    assert lines["cluster: rights"].level is Level.FAIL
+    assert lines["cluster: right: create namespaces"].level is Level.FAIL
+    assert "cluster: rights" not in lines
 
 
 @pytest.mark.parametrize(("required", "level"), [(False, Level.WARN), (True, Level.FAIL)])
 async def test_no_fence_is_a_warning_unless_it_is_required(required: bool, level: Level) -> None:
     class NoFence(Good):
-        kind = FenceKind.NONE
+        findings = (Finding(name="fence", ok=False, text="no admission policy"),)
 
     settings = Settings(queue=SETTINGS.queue, statestore=SETTINGS.statestore, cluster=ClusterSettings(require_fence=required))
     lines = await lines_of(replace(GOOD, cluster=opener(NoFence())), settings=settings)

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import msgspec
 
-from prevue.cluster.port import ClusterInspector, FenceKind
+from prevue.cluster.port import ClusterInspector, Finding
 from prevue.config import Settings
 from prevue.errors import ConfigError, OutageError, PrevueError
 from prevue.queue.port import Enqueuer
@@ -87,7 +87,8 @@ async def _open_helm(settings: Settings) -> AsyncIterator[HelmProbe]:
 def _open_cluster(settings: Settings) -> AbstractAsyncContextManager[ClusterInspector]:
     from prevue.cluster.kubernetes import KubernetesCluster
 
-    return KubernetesCluster.open(settings.cluster)
+    # A fence that is required and missing is a line of its own here, not a cluster that cannot be opened.
+    return KubernetesCluster.open(msgspec.structs.replace(settings.cluster, require_fence=False))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,25 +185,18 @@ async def _helm(settings: Settings, near: Neighbours) -> list[Line]:
 
 async def _cluster(settings: Settings, near: Neighbours) -> list[Line]:
     async with near.cluster(settings) as cluster:
-        lines = [
-            Line(
-                level=Level.OK if finding.ok else Level.FAIL,
-                name=f"cluster: {finding.name}",
-                text=finding.text,
-                next_step="" if finding.ok else "docs/local-cluster.md and the chart's RBAC say what the deployer needs",
-            )
-            for finding in await cluster.inspect()
-        ]
-        kind = await cluster.fence_kind()
-    return [*lines, _fence(kind, required=settings.cluster.require_fence)]
+        findings = await cluster.inspect()
+    rights = [finding for finding in findings if finding.name.startswith("right: ")]
+    others = [finding for finding in findings if finding not in rights and finding.name != "fence"]
+    lines = [_line(finding) for finding in others]
+    # Thirty rights that are all granted are one fact; each that is missing is one of its own.
+    lines += [_line(finding) for finding in rights if not finding.ok]
+    if rights and all(finding.ok for finding in rights):
+        lines.append(Line(level=Level.OK, name="cluster: rights", text=f"all {len(rights)} that a deployer needs are granted"))
+    required = settings.cluster.require_fence
+    return lines + [_line(finding, broken=Level.FAIL if required else Level.WARN) for finding in findings if finding.name == "fence"]
 
 
-def _fence(kind: FenceKind, *, required: bool) -> Line:
-    if kind is FenceKind.POLICY:
-        return Line(level=Level.OK, name="fence", text="the admission policy refuses a stale deployer's writes (tried)")
-    return Line(
-        level=Level.FAIL if required else Level.WARN,
-        name="fence",
-        text="no admission policy is in force: lease, token and Helm's deadline hold, except against a machine that was paused",
-        next_step="apply Prevue's cluster manifests (ValidatingAdmissionPolicy, Kubernetes 1.30 or newer)",
-    )
+def _line(finding: Finding, *, broken: Level = Level.FAIL) -> Line:
+    name = finding.name if finding.name in ("cluster", "fence") else f"cluster: {finding.name}"
+    return Line(level=Level.OK if finding.ok else broken, name=name, text=finding.text)
