@@ -88,7 +88,7 @@ def test_help_loads_no_process() -> None:
         (["nonsense"], 'prevue: Unknown command "nonsense".'),
         (["previews", "show", "a/b"], 'prevue: Command "previews show" parameter PR requires an argument; --help'),
         (["previews", "show", "a/b", "x"], 'prevue: Invalid value for PR: unable to convert "x" into int; --help'),
-        (["previews", "list", "--jsn"], 'prevue: Unknown option: --jsn. Did you mean --json?'),
+        (["previews", "list", "--jsn"], "prevue: Unknown option: --jsn. Did you mean --json?"),
         (["migrate", "--config", "gone.yaml"], "prevue: --config: there is no file"),
         (["migrate", "--app-password-file", "x"], "prevue: --app-password-file: the password of which role?"),
         (["migrate", "--app-role", "r", "--app-password-file", "x"], "prevue: --app-password-file: x cannot be read"),
