@@ -19,8 +19,10 @@ from pathlib import Path
 from statistics import median
 
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from prevue.local import dev, stack
 from prevue.local.client import HELLO, Comment, Failed, LocalGitHub, Pull, connect, served_commit, wait_for
@@ -47,9 +49,10 @@ class Show:
         self.console = console
         self._began = time.monotonic()
 
-    def line(self, text: str) -> None:
+    def line(self, text: str, *, style: str = "") -> None:
         """One thing that has happened."""
-        self.console.print(f"[dim]{time.monotonic() - self._began:6.1f} s[/dim]  {text}", highlight=False)
+        line = Text(f"{time.monotonic() - self._began:6.1f} s  ", style="dim").append(text, style=style or "not dim")
+        self.console.print(line)
 
     @contextlib.contextmanager
     def waiting(self, text: str) -> Iterator[Callable[[str], None]]:
@@ -85,7 +88,7 @@ async def single(file: DevFile, show: Show) -> None:
         if commit != pull.head_sha:
             raise Failed(f"{answer.url} serves {commit or 'nothing'}, not the pull request's commit {pull.head_sha}")
         show.line(f"{answer.url} serves commit {commit}")
-        show.line(f"[bold green]/preview → URL in {took:.1f} s[/bold green]")
+        show.line(f"/preview → URL in {took:.1f} s", style="bold green not dim")
         show.console.print(_conversation(pull, await github.comments(pull)))
         show.console.print(f"Preview        {answer.url}\nPull request   {page}", highlight=False)
 
@@ -213,7 +216,7 @@ def _percentile(ordered: Sequence[float], percent: int) -> float:
 
 def _conversation(pull: Pull, comments: Sequence[Comment]) -> Panel:
     said = "\n\n".join(f"{comment.author}:\n{comment.text}" for comment in comments)
-    return Panel(said, title=f"{pull.repo}#{pull.number}", title_align="left")
+    return Panel(Text(said), title=f"{pull.repo}#{pull.number}", title_align="left")
 
 
 def _run(command: list[str]) -> str:
@@ -241,7 +244,7 @@ def _run_demo(folder: StackFolder, show: Show, count: int) -> int:
 
 def _failed(reason: str, folder: StackFolder, show: Show) -> int:
     _tails(folder, show.console)
-    show.console.print(f"[bold red]demo failed:[/bold red] {reason}", highlight=False)
+    show.console.print(f"[bold red]demo failed:[/bold red] {escape(reason)}", highlight=False)
     return 1
 
 

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -85,6 +86,9 @@ def run(options: Options, report: Report) -> None:
         report.progress("stopping")
     except (ServiceFailed, LocalClusterError, PrevueError, ValueError, OSError) as exc:
         raise StackFailed(str(exc)) from exc
+    except Exception as exc:
+        _log(traceback.format_exc())
+        raise StackFailed(f"unexpected {type(exc).__name__}: {exc}; more is in {StackFolder(options.folder).logs}/supervisor.log") from exc
     finally:
         # Stopping is bounded by itself; a second Ctrl-C must not leave half of it running.
         for number in (signal.SIGTERM, signal.SIGINT):
