@@ -1,0 +1,28 @@
+"""The cluster's contract on the fake and on a real API server."""
+
+from __future__ import annotations
+
+import pytest
+
+from prevue.testing.contracts.cluster import ClusterContract
+from prevue.testing.contracts.live import LiveWorld, live_cluster, live_world
+from prevue.testing.contracts.worlds import FakeWorld
+
+__all__ = ["live_cluster", "live_world"]
+
+
+class TestFakeCluster(ClusterContract):
+    """The fake."""
+
+    @pytest.fixture
+    def world(self) -> FakeWorld:
+        return FakeWorld()
+
+
+@pytest.mark.cluster
+class TestKubernetesCluster(ClusterContract):
+    """The local cluster."""
+
+    @pytest.fixture
+    def world(self, live_world: LiveWorld) -> LiveWorld:
+        return live_world

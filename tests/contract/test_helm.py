@@ -1,0 +1,28 @@
+"""Helm's contract on the fake and on the real command with a real cluster."""
+
+from __future__ import annotations
+
+import pytest
+
+from prevue.testing.contracts.helm import HelmContract
+from prevue.testing.contracts.live import LiveWorld, live_cluster, live_world
+from prevue.testing.contracts.worlds import FakeWorld
+
+__all__ = ["live_cluster", "live_world"]
+
+
+class TestFakeHelm(HelmContract):
+    """The fake."""
+
+    @pytest.fixture
+    def world(self) -> FakeWorld:
+        return FakeWorld()
+
+
+@pytest.mark.cluster
+class TestHelmCommand(HelmContract):
+    """`helm` on the local cluster."""
+
+    @pytest.fixture
+    def world(self, live_world: LiveWorld) -> LiveWorld:
+        return live_world
