@@ -1,0 +1,201 @@
+"""The real thing: `prevue dev up --detach` in a folder of its own, once for all acceptance tests, and nothing left of it at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx2
+import pytest
+import yaml
+
+from prevue.local import processes
+from prevue.local.client import HELLO, Comment, LocalGitHub, Pull, connect
+from prevue.local.folder import DevFile, StackFolder
+from prevue.model import GITHUB_COM, PreviewKey, preview_namespace
+
+CHART = Path(__file__).parent / "chart"
+UP_SECONDS = 1800
+"""The first run on a machine builds the cluster's programs."""
+DOWN_SECONDS = 180
+
+OVERLAY: dict[str, Any] = {
+    # A takeover after a crash needs the lease and Helm's deadline to pass: short ones, still longer than a Helm of a busy machine.
+    "deployer": {
+        "lease_seconds": 8,
+        "helm_deadline_seconds": 20,
+        "helm_deadline_grace_seconds": 2,
+        "sweep_interval_seconds": 1,
+        "sweep_quiet_seconds": 2,
+        "backoff_seconds": 1,
+        "shutdown_grace_seconds": 5,
+    },
+    "defaults": {"helm_timeout_seconds": 15, "readiness_timeout_seconds": 90},
+    "repositories": [{"match": "acme/hello"}, {"match": "acme/other", "chart": str(CHART), "image_wait_seconds": 5}],
+}
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running stack and what can be asked of it."""
+
+    home: Path
+    """Its working directory."""
+
+    @property
+    def dev(self) -> DevFile:
+        """`dev.json` as it is now: process numbers change with every restart."""
+        found = StackFolder(self.home / ".prevue").read_dev()
+        assert found is not None
+        return found
+
+    def prevue(self, *arguments: str, seconds: float = 60, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        """Run a `prevue` command in the stack's directory."""
+        return prevue(self.home, *arguments, seconds=seconds, environ=environ)
+
+    def preview(self, pull: Pull) -> dict[str, Any]:
+        """`prevue previews show --json`."""
+        done = self.prevue("previews", "show", pull.repo, str(pull.number), "--json")
+        assert done.returncode == 0, done.stderr
+        shown: dict[str, Any] = json.loads(done.stdout)
+        return shown
+
+    def kubectl(self, *arguments: str) -> str:
+        """The administrator's kubectl."""
+        dev = self.dev
+        return subprocess.run(
+            [dev.kubectl, "--kubeconfig", dev.kubeconfig, *arguments], capture_output=True, text=True, check=True, timeout=60
+        ).stdout
+
+    def history(self, namespace: str, release: str) -> list[dict[str, Any]]:
+        """`helm history`: every revision."""
+        dev = self.dev
+        command = [dev.helm, "--kubeconfig", dev.kubeconfig, "--namespace", namespace, "history", release, "-o", "json"]
+        revisions: list[dict[str, Any]] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+        return revisions
+
+    def has_namespace(self, namespace: str) -> bool:
+        return bool(self.kubectl("get", "namespace", namespace, "--ignore-not-found", "-o", "name"))
+
+    def pid(self, role: str) -> int:
+        """The only process of that name."""
+        (pid,) = self.dev.pids[role]
+        return pid
+
+    def sign(self, body: bytes) -> str:
+        return "sha256=" + hmac.new(self.dev.webhook_secret.encode(), body, hashlib.sha256).hexdigest()
+
+    async def post(self, http: httpx2.AsyncClient, delivery: Mapping[str, Any]) -> httpx2.Response:
+        """Send a logged delivery again, byte for byte."""
+        request = delivery["request"]
+        return await http.post(self.dev.webhook_url, content=request["body"].encode(), headers=request["headers"])
+
+    async def requests_of(self, pull: Pull) -> list[dict[str, Any]]:
+        """The pull request's rows in the statestore, oldest first."""
+        connection = await asyncpg.connect(self.dev.database_url, timeout=10)
+        try:
+            rows = await connection.fetch("SELECT * FROM request WHERE repo = $1 AND pr_number = $2 ORDER BY id", pull.repo, pull.number)
+        finally:
+            await connection.close()
+        return [dict(row) for row in rows]
+
+    async def namespace(self, github: LocalGitHub, pull: Pull) -> str:
+        """The namespace of a pull request's preview."""
+        return preview_namespace(PreviewKey(GITHUB_COM, await github.repository_id(pull.repo), pull.number), pull.repo)
+
+
+def prevue(home: Path, *arguments: str, seconds: float = 60, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a `prevue` command in `home`, with the caller's environment but not its Prevue settings."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREVUE_") or name == "PREVUE_CLUSTER_STATE"}
+    return subprocess.run(
+        [sys.executable, "-m", "prevue", *arguments],
+        cwd=home,
+        env={**kept, **(environ or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=seconds,
+    )
+
+
+@contextmanager
+def running_stack(home: Path, *, deployers: int = 1) -> Iterator[Stack]:
+    """Up, and down again: then no process of it may be left, nor anything but logs."""
+    overlay = home / "overlay.yaml"
+    overlay.write_text(yaml.safe_dump(OVERLAY))
+    environ = {"PREVUE_DEV_CONFIG": str(overlay)}
+    done = prevue(home, "dev", "up", "--detach", "--deployers", str(deployers), seconds=UP_SECONDS, environ=environ)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    stack = Stack(home)
+    try:
+        yield stack
+    finally:
+        done = prevue(home, "dev", "down", seconds=DOWN_SECONDS)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        assert processes.marked(home / ".prevue") == []
+        assert {path.name for path in (home / ".prevue").iterdir()} <= {"logs", "lock"}
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One stack for all tests; each has pull requests of its own."""
+    with running_stack(tmp_path_factory.mktemp("stack")) as running:
+        yield running
+
+
+@pytest.fixture
+async def github(stack: Stack) -> AsyncIterator[LocalGitHub]:
+    """A client of the stack's GitHub; faults that a test has planted end with it."""
+    async with connect(stack.dev.github_url) as client:
+        yield client
+        await client.clear_faults()
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx2.AsyncClient]:
+    """For webhooks that a test sends itself."""
+    async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def sha() -> Callable[[str], str]:
+    """A commit that begins with these digits: the acceptance chart's troubles are asked for by them."""
+    return lambda prefix="": prefix + secrets.token_hex(20)[len(prefix) :]
+
+
+@pytest.fixture
+def deploy(github: LocalGitHub) -> Callable[..., Any]:
+    """Open a pull request, comment `/preview`, wait until it is ready."""
+
+    async def run(repo: str = HELLO, **form: Any) -> tuple[Pull, Comment]:
+        pull = await github.open_pull(repo, **form)
+        await github.comment(pull)
+        return pull, await github.wait_answer(pull, "Preview ready", seconds=60)
+
+    return run
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float, what: str) -> None:
+    """Poll a blocking condition.
+
+    Raises:
+        AssertionError: it does not come true in time.
+    """
+    give_up_at = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up_at, f"waited {seconds} s for {what}"
+        time.sleep(0.1)
