@@ -35,16 +35,23 @@ class Rendered(msgspec.Struct, frozen=True, kw_only=True):
     manifest: str
 
 
-async def render(settings: Settings, repo: str, pr_number: int, *, installation_id: int | None = None) -> Rendered:
-    """Render the chart for the head of the pull request as GitHub shows it now.
+async def render(
+    settings: Settings,
+    repo: str,
+    pr_number: int,
+    *,
+    installation_id: int | None = None,
+    transport: httpx2.AsyncBaseTransport | None = None,
+) -> Rendered:
+    """Render the chart for the head of the pull request as GitHub shows it now; `transport` instead of the network, for tests.
 
     Raises:
         NotConfigured: no entry of `repositories` matches.
         ChartInvalid: Helm refuses chart or values.
         GitHubUnavailable, NotFound, NotInstalled: as GitHub says.
     """
-    installation = installation_id or await find_installation(settings, repo)
-    async with GitHubClient.open(settings.github) as github:
+    installation = installation_id or await find_installation(settings, repo, transport=transport)
+    async with GitHubClient.open(settings.github, transport=transport) as github:
         pull = await github.pull_request(installation, repo, pr_number)
     namespace = preview_namespace(PreviewKey(settings.github.host, pull.repository_id, pr_number), pull.repo)
     release = release_name(pr_number)
@@ -94,7 +101,7 @@ def expected_url(plan: Plan, manifest: str) -> str:
     return ""
 
 
-async def find_installation(settings: Settings, repo: str) -> int:
+async def find_installation(settings: Settings, repo: str, *, transport: httpx2.AsyncBaseTransport | None = None) -> int:
     """The App's installation on `repo`, asked with the App's JWT: a person does not know its number.
 
     Raises:
@@ -105,7 +112,7 @@ async def find_installation(settings: Settings, repo: str) -> int:
     headers = {"authorization": f"Bearer {identity.jwt()}", "accept": "application/vnd.github+json"}
     url = f"{settings.github.api_url.rstrip('/')}/repos/{repo}/installation"
     try:
-        async with httpx2.AsyncClient(headers=headers, timeout=10, follow_redirects=True) as http:
+        async with httpx2.AsyncClient(headers=headers, timeout=10, follow_redirects=True, transport=transport) as http:
             response = await http.get(url)
             if response.status_code == 200:
                 return msgspec.json.decode(response.content, type=_Installation).id
