@@ -167,8 +167,11 @@ class LiveWorld:
         return msgspec.structs.replace(spec, values={"objects": objects})
 
     def helms_running(self) -> int:
-        """Children of this process and their children, as /proc knows them."""
-        return len(_descendants(os.getpid(), str(self.live.handle.helm)))
+        return len(self.helm_pids())
+
+    def helm_pids(self) -> list[int]:
+        """Wrappers and Helms below this process, as /proc knows them; a wrapper before its Helm."""
+        return _descendants(os.getpid(), str(self.live.handle.helm))
 
 
 def _descendants(pid: int, program: str) -> list[int]:

@@ -1,0 +1,202 @@
+"""The fence on a real API server: whoever lost its claim changes nothing, wherever it was stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import Any
+
+import msgspec
+import pytest
+
+from prevue.cluster.api import Api, ApiError, as_claim, load_access
+from prevue.cluster.fence import LABEL_MANAGED
+from prevue.cluster.port import FENCE_ANNOTATION, FenceKind
+from prevue.config import ClusterSettings
+from prevue.testing.contracts.live import LiveCluster, LiveWorld, live_cluster, live_world, web_objects
+from prevue.testing.contracts.worlds import RELEASE, install, namespace_of, raised
+
+__all__ = ["live_cluster", "live_world"]
+pytestmark = pytest.mark.cluster
+
+A = "a" * 40
+MANY = 400
+"""ConfigMaps: a Helm that applies them is long enough at it to be stopped in the middle."""
+
+
+def config_maps(world: LiveWorld, namespace: str) -> int:
+    """How many of the release's ConfigMaps are there."""
+    names = world.live.kubectl("get", "configmaps", "-n", namespace, "-o", "name").split()
+    return sum(name.startswith("configmap/many-") for name in names)
+
+
+async def test_stale_helm_that_was_stopped_in_mid_apply_changes_nothing(live_world: LiveWorld) -> None:
+    """The deployer and its Helm are stopped (SIGSTOP), the preview is taken over, then they go on: not one object changes."""
+    world = live_world
+    key = world.new_key()
+    stale = await raised(world, key, 5)
+    objects = [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"many-{number:04}"}, "data": {"commit": A}}
+        for number in range(MANY)
+    ]
+    spec = world.spec_of(stale.namespace, A, stale.token, objects)
+    kubeconfig = world.cluster.kubeconfig(stale)
+    task = asyncio.create_task(world.helm.upgrade_install(spec, kubeconfig=kubeconfig, deadline=world.deadline(120)))
+    while not 0 < config_maps(world, stale.namespace) < MANY:
+        assert not task.done(), "Helm was too quick to be stopped"
+        await asyncio.sleep(0.01)
+    helms = world.helm_pids()
+    for pid in helms:
+        os.kill(pid, signal.SIGSTOP)
+    await asyncio.sleep(0.5)  # what was on its way arrives
+    reached = config_maps(world, stale.namespace)
+    assert 0 < reached < MANY
+    newer = await raised(world, key, 6)
+    before = await world.snapshot(stale.namespace)
+    for pid in reversed(helms):
+        os.kill(pid, signal.SIGCONT)
+    run = await task
+    assert run.exit_code != 0
+    assert "stale fencing token" in run.error
+    assert await world.snapshot(stale.namespace) == before
+    # The new holder recovers what was left.
+    record = await world.cluster.release(newer, RELEASE)
+    assert record is not None
+    assert record.status == "pending-install"
+    await world.helm.uninstall(newer.namespace, RELEASE, kubeconfig=world.cluster.kubeconfig(newer), deadline=world.deadline(60))
+    assert await world.snapshot(stale.namespace) == {}
+    assert (await install(world, newer, A)).exit_code == 0
+
+
+async def test_stale_writes_of_every_kind_are_refused(live_world: LiveWorld) -> None:
+    """Create, update, patch, delete and deletecollection in the name of a lost claim; all pass for the holder."""
+    world = live_world
+    key = world.new_key()
+    stale = await raised(world, key, 5)
+    await install(world, stale, A)
+    holder = await raised(world, key, 6)
+    one = f"/api/v1/namespaces/{stale.namespace}/configmaps/{RELEASE}"
+    all_ = f"/api/v1/namespaces/{stale.namespace}/configmaps"
+    patch = {"data": {"commit": "changed"}}
+    body = {"metadata": {"name": "new"}}
+    calls = [("POST", all_, body, "application/json"), ("PATCH", one, patch, "application/merge-patch+json"), ("DELETE", one, None, "")]
+    access = load_access(ClusterSettings(kubeconfig=str(world.live.kubeconfig)))
+    before = await world.snapshot(stale.namespace)
+    async with Api.open(access) as api:
+        for method, path, content, type_ in [*calls, ("DELETE", all_, None, "")]:
+            with pytest.raises(ApiError, match="stale fencing token"):
+                await api.call(method, path, body=content, content_type=type_, headers=as_claim(stale.namespace, stale.token))
+        nameless = {"Impersonate-User": as_claim(stale.namespace, 0)["Impersonate-User"]}
+        with pytest.raises(ApiError, match="stale fencing token"):
+            await api.call("POST", all_, body=body, headers=nameless)
+        assert await world.snapshot(stale.namespace) == before
+        for method, path, content, type_ in calls:
+            await api.call(method, path, body=content, content_type=type_, headers=as_claim(holder.namespace, holder.token))
+
+
+async def test_deployers_account_touches_nothing_inside_a_preview_by_itself(live_world: LiveWorld) -> None:
+    """Least privilege: no Secrets, no writes, no other identities; whatever is inside is reached in the name of a claim alone."""
+    world = live_world
+    fence = await raised(world, world.new_key(), 5)
+    access = load_access(ClusterSettings(kubeconfig=str(world.live.kubeconfig)))
+    in_namespace = f"/api/v1/namespaces/{fence.namespace}"
+    async with Api.open(access) as api:
+        for method, path in (("GET", "secrets"), ("GET", "configmaps"), ("DELETE", "pods/x"), ("GET", "pods/x/log")):
+            with pytest.raises(ApiError, match="forbidden"):
+                await api.call(method, f"{in_namespace}/{path}")
+        for user in ("system:admin", "system:serviceaccount:kube-system:default"):
+            with pytest.raises(ApiError, match="forbidden"):
+                await api.call("GET", f"{in_namespace}/configmaps", headers={"Impersonate-User": user})
+        admin = {"kind": "ClusterRole", "name": "cluster-admin", "apiGroup": "rbac.authorization.k8s.io"}
+        body = {"metadata": {"name": "more"}, "roleRef": admin, "subjects": []}
+        with pytest.raises(ApiError, match="forbidden"):
+            await api.call("POST", f"/apis/rbac.authorization.k8s.io/v1/namespaces/{fence.namespace}/rolebindings", body=body)
+
+
+@pytest.mark.parametrize(
+    "kind", ["Role", "RoleBinding", "NetworkPolicy", "ResourceQuota", "ClusterRoleBinding", "ConfigMap elsewhere", "Pod security"]
+)
+async def test_chart_cannot_leave_its_namespace_or_loosen_it(live_world: LiveWorld, kind: str) -> None:
+    world = live_world
+    fence = await raised(world, world.new_key(), 5)
+    rbac = "rbac.authorization.k8s.io/v1"
+    role = {"kind": "ClusterRole", "name": "cluster-admin", "apiGroup": "rbac.authorization.k8s.io"}
+    objects: dict[str, dict[str, Any]] = {
+        "Role": {"apiVersion": rbac, "rules": []},
+        "RoleBinding": {"apiVersion": rbac, "roleRef": role, "subjects": []},
+        "ClusterRoleBinding": {"apiVersion": rbac, "roleRef": role, "subjects": []},
+        "NetworkPolicy": {"apiVersion": "networking.k8s.io/v1", "spec": {"podSelector": {}}},
+        "ResourceQuota": {"apiVersion": "v1", "spec": {"hard": {"pods": "100"}}},
+        "ConfigMap elsewhere": {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "evil", "namespace": "default"}},
+        "Pod security": {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "spec": {"hostNetwork": True, "containers": [{"name": "a", "image": "a", "securityContext": {"privileged": True}}]},
+        },
+    }
+    name = f"evil-{fence.namespace}"
+    object_: dict[str, Any] = {"kind": kind.removesuffix(" security").capitalize() if kind == "Pod security" else kind, "metadata": {"name": name}}
+    spec = world.spec_of(fence.namespace, A, fence.token, [object_ | objects[kind]])
+    run = await world.helm.upgrade_install(spec, kubeconfig=world.cluster.kubeconfig(fence), deadline=world.deadline(45))
+    assert run.exit_code != 0
+    assert "forbidden" in run.error
+
+
+async def test_unknown_field_in_a_chart_is_refused(live_world: LiveWorld) -> None:
+    """Helm's own schema check is off, since it costs a third of its CPU time: the API server must find the mistake."""
+    world = live_world
+    fence = await raised(world, world.new_key(), 5)
+    objects = web_objects(A)
+    objects[2]["spec"]["replicaz"] = 1
+    spec = world.spec_of(fence.namespace, A, fence.token, objects)
+    run = await world.helm.upgrade_install(spec, kubeconfig=world.cluster.kubeconfig(fence), deadline=world.deadline(45))
+    assert run.exit_code != 0
+    assert "replicaz" in run.error
+
+
+async def test_new_namespace_is_born_fenced(live_world: LiveWorld) -> None:
+    key = live_world.new_key()
+    await raised(live_world, key, 5)
+    raw = live_world.live.kubectl("get", "namespace", namespace_of(key), "-o", "json")
+    meta = msgspec.json.decode(raw)["metadata"]
+    assert meta["annotations"][FENCE_ANNOTATION] == "5"
+    assert meta["labels"][LABEL_MANAGED] == "true"
+    assert meta["labels"]["prevue.dev/repository-id"] == str(key.repository_id)
+    assert meta["labels"]["prevue.dev/pull-request"] == "1"
+    assert meta["labels"]["pod-security.kubernetes.io/enforce"] == "baseline"
+
+
+async def test_fence_is_found_by_trying_it(live_world: LiveWorld) -> None:
+    assert await live_world.kubernetes.fence_kind() is FenceKind.POLICY
+    findings = await live_world.kubernetes.inspect()
+    assert all(finding.ok for finding in findings), [finding for finding in findings if not finding.ok]
+    assert len(findings) > 20
+
+
+async def test_missing_rights_are_found_one_by_one(live_cluster: LiveCluster) -> None:
+    """An account without rights: each one that is missing is named."""
+    from prevue.cluster.kubernetes import KubernetesCluster
+
+    live_cluster.kubectl(
+        "apply", "-f", "-", text="apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: nobody, namespace: prevue-system}\n"
+    )
+    token = live_cluster.kubectl("create", "token", "nobody", "-n", "prevue-system").strip()
+    access = load_access(ClusterSettings(kubeconfig=str(live_cluster.kubeconfig)))
+    document = {
+        "current-context": "c",
+        "clusters": [{"name": "c", "cluster": access.cluster}],
+        "users": [{"name": "c", "user": {"token": token}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
+    }
+    kubeconfig = live_cluster.folder / "nobody.yaml"
+    kubeconfig.write_bytes(msgspec.json.encode(document))
+    async with KubernetesCluster.open(ClusterSettings(kubeconfig=str(kubeconfig))) as cluster:
+        assert await cluster.fence_kind() is FenceKind.NONE
+        missing = {finding.name for finding in await cluster.inspect() if not finding.ok}
+    assert {
+        "right: create namespaces",
+        "right: impersonate serviceaccounts deployer",
+        "right: bind clusterroles prevue-preview",
+        "fence",
+    } <= missing
