@@ -138,8 +138,12 @@ def previews_show(repo: str, pr: int, /, *, ledger: bool = False, json: Json = F
     console.print_table(("REQUEST", "ACTION", "STATE", "COMMIT", "BY", "REGISTERED", "ERROR"), rows, empty="no requests")
     if ledger:
         console.print_text("")
-        names = sorted({name for event in events for name in event})
-        console.print_table(names, [[event.get(name) for name in names] for event in events], empty="the ledger is empty")
+        columns = ("at", "request_id", "token", "event")
+        steps = [
+            [*(event.get(name) for name in columns), " ".join(f"{name}={event[name]}" for name in sorted(event) if name not in columns)]
+            for event in events
+        ]
+        console.print_table(("AT", "REQUEST", "TOKEN", "EVENT", "DETAILS"), steps, empty="the ledger is empty")
 
 
 @dead_letters.command(name="list")

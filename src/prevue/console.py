@@ -46,7 +46,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[JsonValue | date
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell(value)) for value in row))
-    Console(width=None if sys.stdout.isatty() else 10_000, highlight=False).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    print_text("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def print_facts(facts: Sequence[tuple[str, JsonValue | datetime]]) -> None:
