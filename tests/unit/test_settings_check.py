@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from prevue.cluster.port import UrlSource
 from prevue.errors import ConfigError
 from prevue.settings import load
-from prevue.settings_check import PROCESSES, URL_SOURCES, Process, check
+from prevue.settings_check import PROCESSES, QUEUE_SCHEMES, URL_SOURCES, Process, check
+from prevue.wiring.queues import CONSUMERS, ENQUEUERS
 
 SECRET = "hunter2-very-secret"
 PKCS8 = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -164,3 +165,7 @@ def test_what_only_costs_time_is_a_warning(keys: Path, changes: dict[str, str], 
 
 def test_the_words_of_url_sources_are_the_clusters() -> None:
     assert set(URL_SOURCES) == set(UrlSource)
+
+
+def test_the_accepted_queues_are_those_that_there_are() -> None:
+    assert set(QUEUE_SCHEMES) == set(ENQUEUERS) == set(CONSUMERS)
