@@ -11,7 +11,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import UnionType
@@ -192,11 +192,15 @@ def _kind_of(parts: list[str], variable: str, errors: list[str]) -> Any:
         if part not in hints:
             # Kubernetes puts variables of its own into a pod for a service called `prevue`; none has a double underscore.
             if len(parts) > 1:
-                errors.append(f"{variable}: unknown setting; {_suggest(part, list(hints), parts[:depth], as_variable=True)}")
+                suggestion = _suggest(part, list(hints), parts[:depth], parts[depth + 1 :], as_variable=True)
+                errors.append(f"{variable}: unknown setting; {suggestion}")
             elif (single := _single_underscore(part)) is not None:
                 errors.append(f"{variable}: unknown setting; did you mean {single}? Section and name are parted by two underscores")
             return None
         kind = hints[part]
+    if _is_struct(kind):
+        errors.append(f"{variable}: names a group of settings; expected such as {variable}__{next(iter(get_type_hints(kind))).upper()}")
+        return None
     return kind
 
 
@@ -224,7 +228,7 @@ def _from_text(kind: Any, variable: str, text: str, path: str, errors: list[str]
     elif origin is list and not text.lstrip().startswith("[") and not _is_struct(get_args(kind)[0]):
         items = [item.strip() for item in text.split(",") if item.strip()]
         return Raw([_from_text(get_args(kind)[0], variable, item, path, errors) for item in items], variable, from_env=True)
-    elif origin in (list, dict) or _is_struct(kind):
+    elif origin in (list, dict):
         try:
             value = json.loads(text)
         except ValueError as exc:
@@ -294,11 +298,11 @@ def _all_names(kind: Any, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def _suggest(name: str, known: list[str], parents: list[str], *, as_variable: bool = False) -> str:
+def _suggest(name: str, known: list[str], parents: list[str], below: Sequence[str] = (), *, as_variable: bool = False) -> str:
     """What somebody who wrote `name` may have meant: a neighbour, else the same name in another section, else all that there is."""
     write = _variable if as_variable else ".".join
     if close := difflib.get_close_matches(name, known, n=1, cutoff=0.6):
-        return f"did you mean {write([*parents, close[0]])}?"
+        return f"did you mean {write([*parents, close[0], *below])}?"
     elsewhere = [path for path in _all_names(Settings) if path.rpartition(".")[2] == name]
     if elsewhere:
         return "did you mean " + " or ".join(write(path.split(".")) for path in elsewhere) + "?"

@@ -130,12 +130,13 @@ def test_an_error_of_the_file_names_setting_line_and_what_is_accepted(tmp_path: 
         ("PREVUE_DEPLOYER__SLOTS", "many", "deployer.slots (PREVUE_DEPLOYER__SLOTS): expected a whole number, got 'many'"),
         ("PREVUE_DEPLOYER__LEASE_SECONDS", "nan", "deployer.lease_seconds (PREVUE_DEPLOYER__LEASE_SECONDS): expected a number, got nan"),
         ("PREVUE_DEPLOYER__SLOT", "1", "PREVUE_DEPLOYER__SLOT: unknown setting; did you mean PREVUE_DEPLOYER__SLOTS?"),
-        ("PREVUE_DEPLOYR__SLOTS", "1", "PREVUE_DEPLOYR__SLOTS: unknown setting; did you mean PREVUE_DEPLOYER?"),
+        ("PREVUE_DEPLOYR__SLOTS", "1", "PREVUE_DEPLOYR__SLOTS: unknown setting; did you mean PREVUE_DEPLOYER__SLOTS?"),
         (
             "PREVUE_DEPLOYER_SLOTS",
             "1",
             "PREVUE_DEPLOYER_SLOTS: unknown setting; did you mean PREVUE_DEPLOYER__SLOTS? Section and name are parted by two underscores",
         ),
+        ("PREVUE_LOG", "debug", "PREVUE_LOG: names a group of settings; expected such as PREVUE_LOG__LEVEL"),
         ("PREVUE_APP__SLOTS", "1", "PREVUE_APP__SLOTS: unknown setting; did you mean PREVUE_DEPLOYER__SLOTS?"),
         (
             "PREVUE_DEFAULTS__VALUES__IMAGE",
