@@ -104,6 +104,8 @@ def kube_apiserver(folder: StateFolder, layout: Layout) -> Service:
             "--max-requests-inflight=1600",
             "--max-mutating-requests-inflight=800",
             "--profiling=false",
+            # Everybody is on this machine: packing large answers would only cost time.
+            "--feature-gates=APIResponseCompression=false",
         ],
     )
 

@@ -7,7 +7,6 @@ pod is on the same node without any bridge setting of the kernel.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import tempfile
 from hashlib import sha256
@@ -18,6 +17,8 @@ from prevue.local.cluster.state import Layout, StateFolder, write_whole
 from prevue.local.cluster.supervisor import Service
 
 PODS_MAX = 250
+GARBAGE_PERCENT = "200"
+"""Go's GOGC: fewer collections during a burst, for some 100 MB more in the API server."""
 PAUSE_IMAGE = "prevue.local/pause:1"
 
 
@@ -206,4 +207,4 @@ def _proxy_config(folder: StateFolder, layout: Layout) -> dict[str, object]:
 def environment(folder: StateFolder) -> dict[str, str]:
     """What the cluster's processes get: our programs first, and no proxy or Kubernetes setting of the caller."""
     system = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    return {"PATH": f"{folder.programs}:{system}", "HOME": str(folder.root), "LANG": os.environ.get("LANG", "C.UTF-8")}
+    return {"PATH": f"{folder.programs}:{system}", "HOME": str(folder.root), "LANG": "C.UTF-8", "GOGC": GARBAGE_PERCENT}

