@@ -110,7 +110,7 @@ async def open_pool(url: str, *, size: int, command_seconds_max: float, applicat
         reset=_keep_session,
         server_settings={
             "application_name": f"{APPLICATION_NAME}-{application}",
-            "statement_timeout": str(int(command_seconds_max * 1000)),
+            "statement_timeout": str(max(1, int(command_seconds_max * 1000))),
         },
     )
     await pool

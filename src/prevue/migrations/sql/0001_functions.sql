@@ -43,7 +43,7 @@ BEGIN
         github_host, repository_id, pr_number, repo, cluster, namespace, releases, desired_at, desired_rank, desired_tie, desired_request
     ) VALUES (
         a_host, a_repository_id, a_pr_number, a_repo, a_cluster, a_namespace, a_releases, a_at, a_rank, a_tie, the_request
-    ) ON CONFLICT (github_host, repository_id, pr_number) DO NOTHING;
+    ) ON CONFLICT DO NOTHING;  -- whichever unique index sees the other first when two are inserted at once
     SELECT * INTO STRICT p FROM preview
      WHERE github_host = a_host AND repository_id = a_repository_id AND pr_number = a_pr_number FOR UPDATE;
     SELECT * INTO STRICT r FROM request WHERE id = the_request FOR UPDATE;

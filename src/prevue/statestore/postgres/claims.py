@@ -1,8 +1,8 @@
 """Register, claim and every write under the claim: the transactions of the claim protocol, section 2, in PostgreSQL.
 
-Lock order everywhere: preview, request, outbox. T1 is a function in the database (`migrations/sql/0001_functions.sql`); measured on one
-machine (PostgreSQL 18, commit to disk), the same statements one by one took four times as long, all of it round trips made under the
-preview's row lock. The others happen once a claim and stand here, statement by statement as the protocol has them.
+Lock order everywhere: preview, request, outbox. T1 is a function in the database (`migrations/sql/0001_functions.sql`): measured on one
+machine (PostgreSQL 18, commit to disk) it took 0.7 ms, the same statements one by one 1.8 ms from the bare driver and 2.9 from SQLAlchemy,
+the rest being round trips made under the preview's row lock. What happens once a claim stands here, statement by statement.
 """
 
 from __future__ import annotations
@@ -47,6 +47,12 @@ _T1 = "SELECT * FROM prevue_register_and_claim({})".format(  # noqa: S608 (only 
     ", ".join(f"a_{name} => ${number}" for number, name in enumerate(_T1_ARGUMENTS, start=1))
 )
 
+_HEARTBEAT = """
+UPDATE preview SET lease_until = clock_timestamp() + make_interval(secs => $5)
+ WHERE github_host = $1 AND repository_id = $2 AND pr_number = $3 AND token = $4 AND lease_until > clock_timestamp()
+RETURNING desired_at, desired_rank, desired_tie
+"""
+
 
 class PostgresClaims:
     """ClaimStore."""
@@ -86,8 +92,7 @@ class PostgresClaims:
         )
         # Read before the statement is sent: the lease cannot begin earlier than this.
         granted_at_boottime = self._clock.boottime()
-        async with self._database.statement() as connection:
-            row = (await connection.exec_driver_sql(_T1, arguments)).mappings().one()
+        row = await self._database.claim(_T1, *arguments)
         match row["verdict"]:
             case "done":
                 return Done(RequestState(row["request_state"]))
@@ -105,14 +110,7 @@ class PostgresClaims:
 
     async def heartbeat(self, claim: Claim) -> Order:
         """One statement; a lapsed lease is never revived."""
-        statement = (
-            update(preview)
-            .where(_holds(claim), preview.c.lease_until > NOW)
-            .values(lease_until=NOW + timedelta(seconds=self._limits.lease_seconds))
-            .returning(preview.c.desired_at, preview.c.desired_rank, preview.c.desired_tie)
-        )
-        async with self._database.heartbeat() as connection:
-            row = (await connection.execute(statement)).one_or_none()
+        row = await self._database.heartbeat(_HEARTBEAT, *claim.key, claim.token, self._limits.lease_seconds)
         if row is None:
             raise StaleClaim
         return _order(*row)

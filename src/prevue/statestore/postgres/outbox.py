@@ -65,17 +65,16 @@ class PostgresOutbox:
     async def due(self, installation_id: int, *, limit: int) -> list[OutboxItem]:
         """Each row with its request as it is now, in one snapshot: the version that is reported sent is that of the text."""
         mine = outbox.c.installation_id == installation_id
-        to_send = (
-            _items(_IS_TO_SEND, outbox.c.due_at <= NOW, mine)
-            .order_by(request.c.state.in_(_OPEN), outbox.c.due_at, outbox.c.request_id)
-            .limit(limit)
+        to_send = _items(
+            [_IS_TO_SEND, outbox.c.due_at <= NOW, mine], [request.c.state.in_(_OPEN), outbox.c.due_at, outbox.c.request_id], limit
         )
-        to_verify = _items(_IS_TO_VERIFY, outbox.c.verify_at <= NOW, mine).order_by(outbox.c.verify_at, outbox.c.request_id)
+        to_verify = [_IS_TO_VERIFY, outbox.c.verify_at <= NOW, mine]
         async with self._database.statement() as connection:
             rows = list((await connection.execute(to_send)).mappings())
             items = [_item(row, is_verify=False) for row in rows]
             if len(rows) < limit:
-                rows = list((await connection.execute(to_verify.limit(limit - len(rows)))).mappings())
+                verify = _items(to_verify, [outbox.c.verify_at, outbox.c.request_id], limit - len(rows))
+                rows = list((await connection.execute(verify)).mappings())
                 items += [_item(row, is_verify=True) for row in rows]
         return items
 
@@ -149,12 +148,22 @@ def _same_preview(table: Any) -> ColumnElement[bool]:
     )
 
 
-def _items(*conditions: ColumnElement[bool]) -> Any:
+def _items(conditions: list[ColumnElement[bool]], order: list[ColumnElement[Any]], limit: int) -> Any:
+    """The first `limit` rows in that order; only these are joined with their preview and the request that is desired there."""
+    place = func.row_number().over(order_by=order).label("place")
+    chosen = (
+        select(outbox.c.request_id, outbox.c.kind, outbox.c.version, outbox.c.comment_id, place)
+        .join(request, request.c.id == outbox.c.request_id)
+        .where(*conditions)
+        .order_by(*order)
+        .limit(limit)
+        .subquery()
+    )
     return (
         select(
-            outbox.c.kind,
-            outbox.c.version,
-            outbox.c.comment_id.label("known_comment_id"),
+            chosen.c.kind,
+            chosen.c.version,
+            chosen.c.comment_id.label("known_comment_id"),
             request.c.id,
             request.c.message,
             request.c.state,
@@ -167,10 +176,11 @@ def _items(*conditions: ColumnElement[bool]) -> Any:
             _desired.c.id.label("desired_id"),
             _desired.c.commit_sha.label("desired_sha"),
         )
-        .join(request, request.c.id == outbox.c.request_id)
+        .select_from(chosen)
+        .join(request, request.c.id == chosen.c.request_id)
         .outerjoin(preview, _same_preview(request))
         .outerjoin(_desired, _desired.c.id == preview.c.desired_request)
-        .where(*conditions)
+        .order_by(chosen.c.place)
     )
 
 

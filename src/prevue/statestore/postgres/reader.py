@@ -22,10 +22,12 @@ class PostgresReader:
 
     async def previews(self, *, repo: str | None = None, limit: int = 100) -> list[PreviewView]:
         """Newest change first. Sorted, not indexed: an index on the time of change would cost every claim more than this costs people."""
-        newest = select(request).where(_of_preview()).order_by(*_newest_first()).limit(1).lateral("newest")
-        statement = select(preview, *_prefixed(newest)).join(newest, true()).order_by(preview.c.changed_at.desc()).limit(limit)
+        chosen = select(preview).order_by(preview.c.changed_at.desc()).limit(limit)
         if repo is not None:
-            statement = statement.where(func.lower(preview.c.repo) == repo.lower())
+            chosen = chosen.where(func.lower(preview.c.repo) == repo.lower())
+        shown = chosen.subquery()
+        newest = select(request).where(_same_preview(shown)).order_by(*_newest_first()).limit(1).lateral("newest")
+        statement = select(shown, *_prefixed(newest)).select_from(shown).join(newest, true()).order_by(shown.c.changed_at.desc())
         async with self._database.statement() as connection:
             rows = list((await connection.execute(statement)).mappings())
         return [_preview_view(row, [_request_view(row, "newest_")]) for row in rows]
@@ -71,17 +73,7 @@ class PostgresReader:
         """Details first, so that no detail hides a column."""
         found = _find(repo, pr_number).subquery()
         statement = (
-            select(ledger)
-            .join(request, request.c.id == ledger.c.request_id)
-            .join(
-                found,
-                and_(
-                    request.c.github_host == found.c.github_host,
-                    request.c.repository_id == found.c.repository_id,
-                    request.c.pr_number == found.c.pr_number,
-                ),
-            )
-            .order_by(ledger.c.id)
+            select(ledger).join(request, request.c.id == ledger.c.request_id).join(found, _same_preview(found)).order_by(ledger.c.id)
         )
         async with self._database.statement() as connection:
             rows = list((await connection.execute(statement)).mappings())
@@ -106,11 +98,11 @@ def _find(repo: str, pr_number: int) -> Any:
     )
 
 
-def _of_preview() -> Any:
+def _same_preview(table: Any) -> Any:
     return and_(
-        request.c.github_host == preview.c.github_host,
-        request.c.repository_id == preview.c.repository_id,
-        request.c.pr_number == preview.c.pr_number,
+        request.c.github_host == table.c.github_host,
+        request.c.repository_id == table.c.repository_id,
+        request.c.pr_number == table.c.pr_number,
     )
 
 

@@ -29,11 +29,8 @@ class PostgresStateStore(PostgresClaims, PostgresOutbox, PostgresReader):
     ) -> AsyncIterator[PostgresStateStore]:
         """A store; it connects when it is first used. `prevue.postgres.check_schema` is the caller's first step."""
         limits = limits if limits is not None else ClaimLimits()
-        database = Database(url, lease_seconds=limits.lease_seconds)
-        try:
+        async with Database.open(url, lease_seconds=limits.lease_seconds) as database:
             yield cls(database, limits, cluster_name, clock if clock is not None else SystemClock())
-        finally:
-            await database.close()
 
 
 _claims: type[ClaimStore] = PostgresStateStore
