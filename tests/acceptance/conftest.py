@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,14 +35,14 @@ OVERLAY: dict[str, Any] = {
     # A takeover after a crash needs the lease and Helm's deadline to pass: short ones, still longer than a Helm of a busy machine.
     "deployer": {
         "lease_seconds": 8,
-        "helm_deadline_seconds": 20,
-        "helm_deadline_grace_seconds": 2,
+        "helm_deadline_seconds": 14,
+        "helm_deadline_grace_seconds": 1,
         "sweep_interval_seconds": 1,
         "sweep_quiet_seconds": 2,
         "backoff_seconds": 1,
         "shutdown_grace_seconds": 5,
     },
-    "defaults": {"helm_timeout_seconds": 15, "readiness_timeout_seconds": 90},
+    "defaults": {"helm_timeout_seconds": 12, "readiness_timeout_seconds": 90},
     "repositories": [{"match": "acme/hello"}, {"match": "acme/other", "chart": str(CHART), "image_wait_seconds": 5}],
 }
 
@@ -132,7 +132,7 @@ def prevue(home: Path, *arguments: str, seconds: float = 60, environ: Mapping[st
 
 
 @contextmanager
-def running_stack(home: Path, *, deployers: int = 1) -> Iterator[Stack]:
+def up_and_down(home: Path, *, deployers: int = 1) -> Iterator[Stack]:
     """Up, and down again: then no process of it may be left, nor anything but logs."""
     overlay = home / "overlay.yaml"
     overlay.write_text(yaml.safe_dump(OVERLAY))
@@ -152,8 +152,14 @@ def running_stack(home: Path, *, deployers: int = 1) -> Iterator[Stack]:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One stack for all tests; each has pull requests of its own."""
-    with running_stack(tmp_path_factory.mktemp("stack")) as running:
+    with up_and_down(tmp_path_factory.mktemp("stack")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def running_stack() -> Callable[..., AbstractContextManager[Stack]]:
+    """For a test that needs a stack of its own: `with running_stack(folder, deployers=2) as stack`."""
+    return up_and_down
 
 
 @pytest.fixture
@@ -174,7 +180,11 @@ async def http() -> AsyncIterator[httpx2.AsyncClient]:
 @pytest.fixture
 def sha() -> Callable[[str], str]:
     """A commit that begins with these digits: the acceptance chart's troubles are asked for by them."""
-    return lambda prefix="": prefix + secrets.token_hex(20)[len(prefix) :]
+
+    def make(prefix: str) -> str:
+        return prefix + secrets.token_hex(20)[len(prefix) :]
+
+    return make
 
 
 @pytest.fixture

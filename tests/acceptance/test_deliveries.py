@@ -12,6 +12,12 @@ import pytest
 
 from prevue.local.client import HELLO, LocalGitHub, Pull, served_commit
 
+HEADERS = {
+    "X-GitHub-Event": "issue_comment",
+    "X-GitHub-Delivery": "72d3162e-cc78-11e3-81ab-4c9367dc0958",
+    "Content-Type": "application/json",
+}
+
 pytestmark = [pytest.mark.cluster, pytest.mark.postgres, pytest.mark.timeout(120)]
 
 
@@ -110,14 +116,13 @@ async def test_a_comment_whose_answer_was_lost_stands_once(github: LocalGitHub) 
 
 async def test_a_forged_signature(stack: Any, github: LocalGitHub, http: httpx2.AsyncClient) -> None:
     body = b'{"action": "created"}'
-    headers = {"X-GitHub-Event": "issue_comment", "X-GitHub-Delivery": "1", "X-Hub-Signature-256": "sha256=" + "0" * 64}
+    headers = {**HEADERS, "X-Hub-Signature-256": "sha256=" + "0" * 64}
     assert (await http.post(stack.dev.webhook_url, content=body, headers=headers)).status_code == 401
 
 
 async def test_malformed_json(stack: Any, http: httpx2.AsyncClient) -> None:
     body = b'{"action": '
-    headers = {"X-GitHub-Event": "issue_comment", "X-GitHub-Delivery": "1", "Content-Type": "application/json"}
-    answer = await http.post(stack.dev.webhook_url, content=body, headers={**headers, "X-Hub-Signature-256": stack.sign(body)})
+    answer = await http.post(stack.dev.webhook_url, content=body, headers={**HEADERS, "X-Hub-Signature-256": stack.sign(body)})
     assert answer.status_code == 400
 
 
@@ -126,17 +131,15 @@ async def test_a_body_of_26_mib_without_a_length(stack: Any, http: httpx2.AsyncC
         for _ in range(26):
             yield b" " * 1024 * 1024
 
-    headers = {"X-GitHub-Event": "issue_comment", "X-GitHub-Delivery": "1", "X-Hub-Signature-256": "sha256=" + "0" * 64}
-    try:
-        answer = await http.post(stack.dev.webhook_url, content=chunks(), headers=headers)
-    except httpx2.TransportError:
-        pytest.skip("the connection was closed before the answer could be read")
+    headers = {**HEADERS, "X-Hub-Signature-256": "sha256=" + "0" * 64}
+    answer = await http.post(stack.dev.webhook_url, content=chunks(), headers=headers)
+    assert "content-length" not in answer.request.headers
     assert answer.status_code == 413
 
 
 async def refused(stack: Any, github: LocalGitHub, pull: Pull, *, user: str = "writer") -> tuple[int, str]:
     delivery = await github.delivery_of(await github.comment(pull, user=user))
-    assert await stack.requests_of(pull) == []
+    assert [request for request in await stack.requests_of(pull) if request["action"] == "deploy"] == []
     return delivery["response"]["status_code"], delivery["response"]["payload"]
 
 
