@@ -20,7 +20,7 @@ from prevue.clock import SystemClock
 from prevue.cluster.kubernetes import KubernetesCluster
 from prevue.cluster.port import FenceKind
 from prevue.cluster.probe import HttpProbe
-from prevue.config import Settings
+from prevue.config import DeployerSettings, Settings
 from prevue.deployer.pipeline import Pipeline, PipelineLimits
 from prevue.deployer.plan import Plan, make_plan
 from prevue.deployer.worker import Worker, WorkerLimits
@@ -68,15 +68,7 @@ async def build(settings: Settings) -> AsyncIterator[Deployer]:
         helm = await stack.enter_async_context(HelmCommand.open(settings.cluster.helm))
         version = await helm.version()
         store = await stack.enter_async_context(
-            PostgresStateStore.open(
-                settings.statestore.url,
-                ClaimLimits(
-                    lease_seconds=limits.lease_seconds,
-                    attempts_max=limits.attempts_max,
-                    verify_after_seconds=LANE_SECONDS + HTTP_TIMEOUT_SECONDS,
-                ),
-                cluster_name=settings.cluster.name,
-            )
+            PostgresStateStore.open(settings.statestore.url, _claim_limits(limits), cluster_name=settings.cluster.name)
         )
         consumer = await stack.enter_async_context(open_consumer(settings.queue.url))
         enqueuer = await stack.enter_async_context(open_enqueuer(settings.queue.url))
@@ -87,12 +79,8 @@ async def build(settings: Settings) -> AsyncIterator[Deployer]:
         if fence is FenceKind.NONE and settings.cluster.require_fence:
             raise ConfigError("cluster.require_fence is true, but the admission policy is not in force: see `prevue doctor`")
         log.info("deployer starts", action="deployer_started", holder=holder, helm=version, fence=fence, slots=limits.slots)
-        drainer = OutboxDrainer(
-            holder=holder,
-            outbox=store,
-            github=github,
-            limits=OutboxLimits(per_minute=limits.comments_per_minute, per_hour=limits.comments_per_hour),
-        )
+        writes = OutboxLimits(per_minute=limits.comments_per_minute, per_hour=limits.comments_per_hour)
+        drainer = OutboxDrainer(holder=holder, outbox=store, github=github, limits=writes)
         pipeline = Pipeline(
             store=store,
             github=github,
@@ -100,11 +88,7 @@ async def build(settings: Settings) -> AsyncIterator[Deployer]:
             cluster=cluster,
             probe=probe,
             plan=_planner(settings),
-            limits=PipelineLimits(
-                helm_deadline_seconds=limits.helm_deadline_seconds,
-                helm_deadline_grace_seconds=limits.helm_deadline_grace_seconds,
-                helm_parallel=limits.helm_parallel,
-            ),
+            limits=_pipeline_limits(limits),
             clock=clock,
         )
         worker = Worker(
@@ -113,11 +97,7 @@ async def build(settings: Settings) -> AsyncIterator[Deployer]:
             github=github,
             enqueuer=enqueuer,
             pipeline=pipeline,
-            limits=WorkerLimits(
-                lease_seconds=limits.lease_seconds,
-                backoff_seconds=limits.backoff_seconds,
-                backoff_max_seconds=limits.backoff_max_seconds,
-            ),
+            limits=_worker_limits(limits),
             clock=clock,
             on_told=drainer.wake,
         )
@@ -125,6 +105,28 @@ async def build(settings: Settings) -> AsyncIterator[Deployer]:
             store=store, enqueuer=enqueuer, interval_seconds=limits.sweep_interval_seconds, quiet_seconds=limits.sweep_quiet_seconds
         )
         yield Deployer(consumer=consumer, worker=worker, drainer=drainer, sweeper=sweeper)
+
+
+def _claim_limits(limits: DeployerSettings) -> ClaimLimits:
+    return ClaimLimits(
+        lease_seconds=limits.lease_seconds,
+        attempts_max=limits.attempts_max,
+        verify_after_seconds=LANE_SECONDS + HTTP_TIMEOUT_SECONDS,
+    )
+
+
+def _pipeline_limits(limits: DeployerSettings) -> PipelineLimits:
+    return PipelineLimits(
+        helm_deadline_seconds=limits.helm_deadline_seconds,
+        helm_deadline_grace_seconds=limits.helm_deadline_grace_seconds,
+        helm_parallel=limits.helm_parallel,
+    )
+
+
+def _worker_limits(limits: DeployerSettings) -> WorkerLimits:
+    return WorkerLimits(
+        lease_seconds=limits.lease_seconds, backoff_seconds=limits.backoff_seconds, backoff_max_seconds=limits.backoff_max_seconds
+    )
 
 
 async def serve(settings: Settings) -> None:
