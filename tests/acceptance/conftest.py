@@ -35,14 +35,14 @@ OVERLAY: dict[str, Any] = {
     # A takeover after a crash needs the lease and Helm's deadline to pass: short ones, still longer than a Helm of a busy machine.
     "deployer": {
         "lease_seconds": 8,
-        "helm_deadline_seconds": 14,
+        "helm_deadline_seconds": 18,
         "helm_deadline_grace_seconds": 1,
         "sweep_interval_seconds": 1,
         "sweep_quiet_seconds": 2,
         "backoff_seconds": 1,
         "shutdown_grace_seconds": 5,
     },
-    "defaults": {"helm_timeout_seconds": 12, "readiness_timeout_seconds": 90},
+    "defaults": {"helm_timeout_seconds": 15, "readiness_timeout_seconds": 90},
     "repositories": [{"match": "acme/hello"}, {"match": "acme/other", "chart": str(CHART), "image_wait_seconds": 5}],
 }
 
