@@ -129,6 +129,7 @@ async def test_a_person_asks_for_a_preview_and_looks_at_it(github: LocalGitHub, 
     link = "[...document.querySelectorAll('a')].find(a => a.closest('article, .comment, li, section') && a.textContent === a.href"
     link += " && /Preview ready/.test(a.parentElement.textContent))"
     await page.wait(f"!!({link})", seconds=90)
+    await page.wait("document.getAnimations().every(animation => animation.playState !== 'running')")
     await page.screenshot(SCREENSHOTS / "conversation.png")
     url = await page.evaluate(f"({link}).href")
     await page.click(link)

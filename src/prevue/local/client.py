@@ -157,17 +157,19 @@ class LocalGitHub:
         )
 
     async def _get(self, path: str) -> Any:
-        return self._checked(await self._http.get(f"{self.url}/{path}"))
+        return await self._answer("GET", path)
 
     async def _control(self, method: str, path: str, form: dict[str, Any] | None) -> Any:
-        response = await self._http.request(method, f"{self.url}/_local/{path}", json=form)
-        return self._checked(response) if response.status_code != 204 else None
+        return await self._answer(method, f"_local/{path}", form)
 
-    @staticmethod
-    def _checked(response: httpx2.Response) -> Any:
+    async def _answer(self, method: str, path: str, form: dict[str, Any] | None = None) -> Any:
+        try:
+            response = await self._http.request(method, f"{self.url}/{path}", json=form)
+        except httpx2.HTTPError as exc:
+            raise Failed(f"{method} {self.url}/{path}: no answer ({type(exc).__name__} {exc})") from exc
         if response.is_error:
-            raise Failed(f"{response.request.method} {response.request.url}: {response.status_code} {response.text[:500]}")
-        return response.json()
+            raise Failed(f"{method} {self.url}/{path}: {response.status_code} {response.text[:500]}")
+        return response.json() if response.content else None
 
 
 @asynccontextmanager
