@@ -17,7 +17,6 @@ from prevue.model import (
     Action,
     Claim,
     Message,
-    Notice,
     Order,
     PreviewKey,
     PreviewState,
@@ -46,7 +45,19 @@ from prevue.statestore.port import (
     Verdict,
 )
 from prevue.statestore.rules import STATUS, is_told
-from prevue.testing.statestore_disk import NEVER, LedgerRow, OutboxRow, PreviewRow, RequestRow, StateStoreDisk
+from prevue.testing.statestore_disk import (
+    NEVER,
+    LedgerRow,
+    OutboxRow,
+    PreviewRow,
+    RequestRow,
+    StateStoreDisk,
+    is_busy,
+    is_verify,
+    next_at,
+    notice_of,
+    request_view,
+)
 
 
 class FakeStateStore:
@@ -159,13 +170,13 @@ class FakeStateStore:
     async def due_installations(self) -> list[int]:
         """Installations with something to do now."""
         now = await self._begin_transaction()
-        rows = [row for row in self.disk.outbox.values() if (at := _next_at(row)) is not None and at <= now]
+        rows = [row for row in self.disk.outbox.values() if (at := next_at(row)) is not None and at <= now]
         return sorted({self._installation(row) for row in rows})
 
     async def seconds_until_due(self) -> float | None:
         """Until the next row."""
         now = await self._begin_transaction()
-        times = [at for row in self.disk.outbox.values() if (at := _next_at(row)) is not None]
+        times = [at for row in self.disk.outbox.values() if (at := next_at(row)) is not None]
         return max(0.0, (min(times) - now).total_seconds()) if times else None
 
     async def acquire_lane(self, installation_id: int, *, holder: str, seconds: float) -> bool:
@@ -188,14 +199,14 @@ class FakeStateStore:
         now = await self._begin_transaction()
 
         def rank(row: OutboxRow) -> tuple[int, datetime, int]:
-            at = _next_at(row)
+            at = next_at(row)
             is_outcome = self.disk.requests[row.request_id].state.is_terminal
-            return (2 if _is_verify(row) else 0 if is_outcome else 1), at or NEVER, row.request_id
+            return (2 if is_verify(row) else 0 if is_outcome else 1), at or NEVER, row.request_id
 
         rows = [
             row
             for row in self.disk.outbox.values()
-            if self._installation(row) == installation_id and (at := _next_at(row)) is not None and at <= now
+            if self._installation(row) == installation_id and (at := next_at(row)) is not None and at <= now
         ]
         return [self._item(row) for row in sorted(rows, key=rank)[:limit]]
 
@@ -250,7 +261,7 @@ class FakeStateStore:
             if not row.state.is_terminal
             and row.not_before <= now
             and row.sent_at <= now - timedelta(seconds=quiet_seconds)
-            and not _is_busy(self.disk.previews[row.message.key], now)
+            and not is_busy(self.disk.previews[row.message.key], now)
         ]
         chosen = sorted(rows, key=lambda row: (row.sent_at, row.id))[:limit]
         for row in chosen:
@@ -275,13 +286,13 @@ class FakeStateStore:
         """Dead requests, newest first."""
         await self._begin_transaction()
         rows = [row for row in self.disk.requests.values() if row.state is RequestState.DEAD]
-        return [_request_view(row) for row in sorted(rows, key=lambda row: (row.finished_at or NEVER, row.id), reverse=True)[:limit]]
+        return [request_view(row) for row in sorted(rows, key=lambda row: (row.finished_at or NEVER, row.id), reverse=True)[:limit]]
 
     async def dead_letter(self, request_id: int) -> RequestView | None:
         """One dead request."""
         await self._begin_transaction()
         row = self.disk.requests.get(request_id)
-        return _request_view(row) if row is not None and row.state is RequestState.DEAD else None
+        return request_view(row) if row is not None and row.state is RequestState.DEAD else None
 
     async def ledger(self, repo: str, pr_number: int) -> list[dict[str, str | int | float | bool | None]]:
         """Oldest first."""
@@ -325,7 +336,7 @@ class FakeStateStore:
 
     def _verdict(self, request: RequestRow, preview: PreviewRow, now: datetime) -> Verdict | None:
         """The first that fits; None is the seventh, Granted."""
-        busy = _is_busy(preview, now)
+        busy = is_busy(preview, now)
         rules: list[tuple[bool, Callable[[], Verdict]]] = [
             (request.state.is_terminal, lambda: Done(request.state)),
             (busy and preview.holder_request == request.id, InProgress),
@@ -430,36 +441,11 @@ class FakeStateStore:
 
     def _item(self, row: OutboxRow) -> OutboxItem:
         return OutboxItem(
-            notice=self._notice(self.disk.requests[row.request_id]),
+            notice=notice_of(self.disk, row.request_id),
             kind=row.kind,
             version=row.version,
             known_comment_id=row.comment_id,
-            is_verify=_is_verify(row),
-        )
-
-    def _notice(self, request: RequestRow) -> Notice:
-        message = request.message
-        desired = self.disk.requests[self.disk.previews[message.key].desired_request]
-        is_superseded = request.state is RequestState.SUPERSEDED and desired.id != request.id
-        return Notice(
-            request_id=request.id,
-            key=message.key,
-            repo=message.repo,
-            installation_id=message.installation_id,
-            source=message.effective_source,
-            source_id=message.effective_source_id,
-            action=message.action,
-            comment_id=message.comment_id,
-            commit_sha=message.commit_sha,
-            requested_by=message.requested_by,
-            state=request.state,
-            attempts=request.attempts,
-            reason=request.reason,
-            error=request.error,
-            url=request.url,
-            registered_at=request.registered_at,
-            finished_at=request.finished_at,
-            superseded_by_sha=desired.message.commit_sha if is_superseded else "",
+            is_verify=is_verify(row),
         )
 
     def _preview_view(self, row: PreviewRow, requests_max: int) -> PreviewView:
@@ -479,41 +465,8 @@ class FakeStateStore:
             repository_id=row.key.repository_id,
             github_host=row.key.github_host,
             cluster=row.cluster,
-            requests=[_request_view(each) for each in requests[:requests_max]],
+            requests=[request_view(each) for each in requests[:requests_max]],
         )
-
-
-def _is_busy(preview: PreviewRow, now: datetime) -> bool:
-    return preview.lease_until > now or preview.helm_deadline > now
-
-
-def _is_verify(row: OutboxRow) -> bool:
-    return row.sent_version >= row.version
-
-
-def _next_at(row: OutboxRow) -> datetime | None:
-    """When the row is to be sent or verified; None when it is done for good."""
-    return row.verify_at if _is_verify(row) else row.due_at
-
-
-def _request_view(row: RequestRow) -> RequestView:
-    return RequestView(
-        id=row.id,
-        repo=row.message.repo,
-        pr_number=row.message.pr_number,
-        action=row.message.action.value,
-        source=row.message.effective_source.value,
-        state=row.state.value,
-        commit_sha=row.message.commit_sha,
-        requested_by=row.message.requested_by,
-        attempts=row.attempts,
-        token=row.token,
-        reason=row.reason,
-        error=row.error,
-        url=row.url,
-        registered_at=row.registered_at,
-        finished_at=row.finished_at,
-    )
 
 
 _claims: type[ClaimStore] = FakeStateStore
