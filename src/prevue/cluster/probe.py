@@ -21,7 +21,7 @@ ATTEMPT_SECONDS = 5.0
 
 
 class HttpProbe:
-    """Probes by HTTP GET. No redirect is followed, no body is read, no proxy is asked, and the connection is closed: each answer is new."""
+    """Probes by HTTP GET. No redirect is followed, no body is read, and the connection is closed: each answer is a new one."""
 
     def __init__(self, client: httpx2.AsyncClient) -> None:
         self._client = client
@@ -29,7 +29,7 @@ class HttpProbe:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, *, verify: bool = True, trust_env: bool = True) -> AsyncIterator[HttpProbe]:
-        """`verify` false: certificates of previews are not checked."""
+        """`verify` false: certificates of previews are not checked. `trust_env` false: the environment's proxies are not used."""
         limits = httpx2.Limits(max_keepalive_connections=0)
         async with httpx2.AsyncClient(verify=verify, follow_redirects=False, limits=limits, trust_env=trust_env) as client:
             yield cls(client)

@@ -33,6 +33,8 @@ VERSION_MIN = (3, 18)
 SERVER_SIDE_SINCE = 4
 """Helm 4 installs by server-side apply; Helm 3 does not know it."""
 
+HOME_PREFIX = "prevue-helm-"
+
 GRACE_SECONDS = 2.0
 """From SIGTERM to SIGKILL. Helm writes `failed` within some 10 ms of a SIGTERM; more would only delay the worker's stop."""
 LATE_SECONDS = 1.0
@@ -74,7 +76,8 @@ class HelmCommand:
         Raises:
             ConfigError: the program is missing, or older than 3.18.
         """
-        home = Path(tempfile.mkdtemp(prefix="prevue-helm-"))
+        _remove_leftovers()
+        home = Path(tempfile.mkdtemp(prefix=f"{HOME_PREFIX}{os.getpid()}-"))
         try:
             command = cls(program, home=home, environ=os.environ if environ is None else environ, clock=clock)
             await command.version()
@@ -132,25 +135,34 @@ class HelmCommand:
         return f"{max(deadline - self._clock.boottime() - GRACE_SECONDS, 1):.0f}s"
 
     async def _run(self, arguments: list[str], *, kubeconfig: str | None, deadline: float, standard_input: bytes = b"") -> HelmRun:
-        with self._kubeconfig_file(kubeconfig) as path:
-            flags = ["--kubeconfig", str(path)] if path else []
-            child = _Child([self._program, *arguments, *flags], self._environ, deadline, self._clock)
-            return await _uncancelled(child, standard_input)
+        with _in_memory(kubeconfig) as file:
+            flags = ["--kubeconfig", f"/proc/self/fd/{file}"] if file is not None else []
+            child = _Child([self._program, *arguments, *flags], self._environ, deadline, self._clock, file)
+            run = await _uncancelled(child, standard_input)
+        return msgspec.structs.replace(run, error=run.error.replace(str(self._home), "…"))
 
-    @contextlib.contextmanager
-    def _kubeconfig_file(self, text: str | None) -> Iterator[Path | None]:
-        """The claim's kubeconfig holds a credential: readable by us alone, and only while Helm runs."""
-        if text is None:
-            yield None
-            return
-        descriptor, name = tempfile.mkstemp(prefix="claim-", dir=self._home)  # made with mode 0600
-        path = Path(name)
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(text)
-            yield path
-        finally:
-            path.unlink(missing_ok=True)
+
+@contextlib.contextmanager
+def _in_memory(kubeconfig: str | None) -> Iterator[int | None]:
+    """The claim's kubeconfig holds a credential: it is never on a disk, and gone with its last process, however that one ends."""
+    if kubeconfig is None:
+        yield None
+        return
+    file = os.memfd_create("kubeconfig", os.MFD_CLOEXEC)
+    try:
+        os.fchmod(file, 0o600)
+        os.write(file, kubeconfig.encode())
+        yield file
+    finally:
+        os.close(file)
+
+
+def _remove_leftovers() -> None:
+    """Folders of workers that were killed: they hold caches alone, but would pile up."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{HOME_PREFIX}*-*"):
+        pid = folder.name.removeprefix(HOME_PREFIX).partition("-")[0]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _uncancelled(child: _Child, standard_input: bytes) -> HelmRun:
@@ -171,8 +183,9 @@ async def _uncancelled(child: _Child, standard_input: bytes) -> HelmRun:
 class _Child:
     """One wrapper and its Helm."""
 
-    def __init__(self, command: list[str], environ: Mapping[str, str], deadline: float, clock: Clock) -> None:
+    def __init__(self, command: list[str], environ: Mapping[str, str], deadline: float, clock: Clock, kubeconfig: int | None) -> None:
         self._command = command
+        self._inherited = () if kubeconfig is None else (kubeconfig,)
         self._environ = environ
         self._deadline = deadline
         self._clock = clock
@@ -209,7 +222,7 @@ class _Child:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=self._environ,
-            pass_fds=(status_in,),
+            pass_fds=(status_in, *self._inherited),
             start_new_session=True,
         )
 
@@ -252,7 +265,7 @@ class _Child:
     def _result(self, output: str, error: str) -> HelmRun:
         """What the wrapper told; it tells nothing where it was killed, and its Helm with it."""
         lines = dict(line.partition(" ")[::2] for line in self._status.decode(errors="replace").splitlines())
-        text = cut(without_secrets(error.replace(str(Path(tempfile.gettempdir())), "…")).strip(), ERROR_CHARACTERS_MAX)
+        text = cut(without_secrets(error).strip(), ERROR_CHARACTERS_MAX)
         if "error" in lines:
             return HelmRun(exit_code=127, output="", error=f"Helm could not be started: {lines['error']}", deadline_passed=False)
         if "deadline" in lines or "refused" in lines:
