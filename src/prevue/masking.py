@@ -28,8 +28,14 @@ _SHAPES: Final = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 
-_HINTS: Final = ("gh", "github_pat_", "eyj", "-----begin", "bearer", "basic", "://")
-"""One of these stands in every shape; looking for them first makes the ordinary line cost less than a microsecond."""
+
+def _may_hold_a_secret(text: str) -> bool:
+    """Whether one of the words stands there that are part of every shape; the ordinary line costs less than a microsecond so.
+
+    Written out, since a generator would cost ten times as much.
+    """
+    low = text.lower()
+    return "gh" in low or "github_pat_" in low or "eyj" in low or "-----begin" in low or "bearer" in low or "basic" in low or "://" in low
 
 
 def _masked(match: re.Match[str]) -> str:
@@ -38,10 +44,7 @@ def _masked(match: re.Match[str]) -> str:
 
 def mask_secrets(text: str) -> str:
     """`text` with tokens, private keys, Authorization values and the passwords of URLs replaced by `***`."""
-    lowered = text.lower()
-    if not any(hint in lowered for hint in _HINTS):
-        return text
-    return _SHAPES.sub(_masked, text)
+    return _SHAPES.sub(_masked, text) if _may_hold_a_secret(text) else text
 
 
 def foreign_text(text: str, *, limit: int = 300) -> str:

@@ -25,18 +25,15 @@ from prevue.config import GitHubSettings
 from prevue.errors import ConfigError, GitHubUnavailable, NotFound, NotInstalled, PrevueError
 from prevue.github import payloads
 from prevue.github.answers import error_of, rate_limit_wait, server_time
+from prevue.github.connections import Connections
 from prevue.github.port import Comment, GitHub, Permission, PullRequest
 from prevue.github.tokens import AppIdentity, InstallationTokens, Token, token_usable_until
 from prevue.masking import foreign_text
 
 API_VERSION: Final = "2022-11-28"
 """https://docs.github.com/en/rest/about-the-rest-api/api-versions"""
-TIMEOUT: Final = httpx2.Timeout(10.0, connect=3.0)
-"""Seconds for each of reading, writing and waiting for a connection; GitHub itself gives up after 10."""
 REQUEST_SECONDS_MAX: Final = 15.0
 """One request from its start to its answer's last byte, however slowly bytes drip; the outbox's verify pass counts on an end."""
-LIMITS: Final = httpx2.Limits(max_connections=60, max_keepalive_connections=60, keepalive_expiry=30.0)
-"""GitHub allows 100 requests at once for all of an App's processes together."""
 FRESH_SECONDS: Final = 10.0
 """A token younger than this may be refused although it is good."""
 FRESH_RETRY_SECONDS: Final = (0.3, 0.7, 1.0, 2.0, 2.0, 2.0, 2.0)
@@ -60,7 +57,7 @@ _comments = msgspec.json.Decoder(list[payloads.Comment])
 class GitHubClient:
     """The port `GitHub`, and what start-up checks need besides."""
 
-    def __init__(self, http: httpx2.AsyncClient, *, api_url: str, identity: AppIdentity, clock: Clock) -> None:
+    def __init__(self, http: Connections, *, api_url: str, identity: AppIdentity, clock: Clock) -> None:
         self._http = http
         self._root = httpx2.URL(api_url)
         self._base = api_url.rstrip("/")
@@ -93,8 +90,7 @@ class GitHubClient:
             "accept": "application/vnd.github+json",
             "x-github-api-version": API_VERSION,
         }
-        http = httpx2.AsyncClient(headers=headers, timeout=TIMEOUT, limits=LIMITS, follow_redirects=False, transport=transport)
-        async with http:
+        async with Connections.open(headers=headers, transport=transport) as http:
             client = cls(http, api_url=settings.api_url, identity=identity, clock=used_clock)
             try:
                 yield client

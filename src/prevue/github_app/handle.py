@@ -33,9 +33,12 @@ from prevue.masking import foreign_text
 from prevue.model import Message
 from prevue.queue.port import AlreadyEnqueued, Enqueuer
 
-ENQUEUE_SECONDS_MAX: Final = 3.0
-"""With `app.github_timeout_seconds` below the 10 s after which GitHub gives a delivery up. A time-out here may still have enqueued:
-the answer is 503 all the same, and the redelivery finds the message there or the request done."""
+ENQUEUE_SECONDS_MAX: Final = 3.5
+"""With `app.github_timeout_seconds` below the 10 s after which GitHub gives a delivery up; a backend has a limit of its own below this.
+A time-out may still have enqueued: the answer is 503 all the same, and the redelivery finds the message there or the request done."""
+ENQUEUES_MAX: Final = 4
+"""Enqueues at the same time, first come first served. A pool of connections is not fair: whoever comes just as one is given back takes
+it before those who wait, and under a burst some would wait until their time is up."""
 
 
 class Result(StrEnum):
@@ -82,7 +85,7 @@ _PONG: Final = Outcome(result=Result.PONG)
 
 
 class Handler:
-    """Deliveries of one App process; holds no state of its own."""
+    """Deliveries of one App process; remembers nothing of them."""
 
     def __init__(self, *, github: GitHub, enqueuer: Enqueuer, acknowledger: Acknowledger, settings: AppSettings, github_host: str) -> None:
         self._github = github
@@ -90,6 +93,7 @@ class Handler:
         self._acknowledger = acknowledger
         self._github_seconds = settings.github_timeout_seconds
         self._github_host = github_host
+        self._enqueues = asyncio.Semaphore(ENQUEUES_MAX)
 
     def ignore(self, delivery: Delivery) -> Outcome | DeployRequest | DestroyRequest:
         """The outcome of a delivery that asks for nothing, which is nearly every one; else what it asks for. Without I/O.
@@ -148,7 +152,7 @@ class Handler:
 
     async def _enqueue(self, message: Message) -> Outcome:
         try:
-            async with asyncio.timeout(ENQUEUE_SECONDS_MAX):
+            async with asyncio.timeout(ENQUEUE_SECONDS_MAX), self._enqueues:
                 enqueued = await self._enqueuer.enqueue(message)
         except TimeoutError:
             return Outcome(result=Result.UNAVAILABLE, reason=Unavailable.QUEUE, detail="time-out")
