@@ -201,17 +201,22 @@ class PostgresConsumer:
         settlement: Settlement
         try:
             settlement = await handler(received.message)
-        except asyncio.CancelledError:
-            await self._release_cancelled(received)
-            raise
+        except asyncio.CancelledError as exc:
+            if _is_cancelled():
+                await self._release_cancelled(received)
+                raise
+            settlement = self._failed(received, exc)  # something inside the handler was cancelled, the handler was not
         except Exception as exc:  # noqa: BLE001 (whatever it is: the message comes back, and the others go on)
-            backoff = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2 ** min(received.deliveries - 1, 10)) * random.uniform(0.8, 1.2)  # noqa: S311
-            _log.error("queue_handler_failed", queue_message=received.id, retry_seconds=round(backoff, 1), exc_info=exc)
-            settlement = RetryAfter(backoff)
+            settlement = self._failed(received, exc)
         try:
             await self._settle(received, settlement)
         finally:
             self._held.pop(received.receipt, None)
+
+    def _failed(self, received: _Received, exc: BaseException) -> RetryAfter:
+        backoff = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2 ** min(received.deliveries - 1, 10)) * random.uniform(0.8, 1.2)  # noqa: S311
+        _log.error("queue_handler_failed", queue_message=received.id, retry_seconds=round(backoff, 1), exc_info=exc)
+        return RetryAfter(backoff)
 
     async def _settle(self, received: _Received, settlement: Settlement) -> None:
         """Until it is done or the lease must have ended: from then on the message comes back anyway."""
@@ -294,6 +299,12 @@ class PostgresConsumer:
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._wake.set()
+
+
+def _is_cancelled() -> bool:
+    """Whether the running task itself was asked to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 _enqueuer: type[Enqueuer] = PostgresEnqueuer

@@ -44,7 +44,7 @@ from prevue.statestore.port import (
     SweepStore,
     Verdict,
 )
-from prevue.statestore.rules import STATUS, is_told
+from prevue.statestore.rules import STATUS, is_told, storable
 from prevue.testing.statestore_disk import (
     NEVER,
     LedgerRow,
@@ -149,7 +149,7 @@ class FakeStateStore:
         now = await self._begin_transaction()
         preview, request = self._held(claim), self._claimed(claim)
         self._free(preview, now)
-        request.state, request.error = RequestState.WAITING, error
+        request.state, request.error = RequestState.WAITING, storable(error)
         request.not_before = now + timedelta(seconds=delay)
         request.attempts -= 0 if counted else 1
         self._record(request.id, claim.token, "given_back", now, counted=counted, delay=delay, error=error)
@@ -244,7 +244,7 @@ class FakeStateStore:
         row = self.disk.outbox.get((item.notice.request_id, item.kind))
         if row is None or row.version != item.version:
             return
-        row.attempts, row.error = row.attempts + 1, error
+        row.attempts, row.error = row.attempts + 1, storable(error)
         if item.is_verify:
             row.verify_at = now + timedelta(seconds=delay)
         else:
@@ -406,7 +406,7 @@ class FakeStateStore:
         if told is None:
             told = is_told(request.message, outcome, preview.state)
         request.state, request.reason, request.finished_at = outcome, reason.value, now
-        request.error = request.error if error is None else error
+        request.error = request.error if error is None else storable(error)
         request.url = url
         self._record(request.id, request.token, "finished", now, outcome=outcome.value, reason=reason.value)
         if not told:
@@ -427,7 +427,8 @@ class FakeStateStore:
         return self.clock.now() + self.disk.offset
 
     def _record(self, request_id: int, token: int | None, event: str, now: datetime, **details: str | float | bool) -> None:
-        self.disk.ledger.append(LedgerRow(request_id, token, event, now, details))
+        kept = {name: storable(value) if isinstance(value, str) else value for name, value in details.items()}
+        self.disk.ledger.append(LedgerRow(request_id, token, event, now, kept))
 
     def _requests_of(self, key: PreviewKey) -> list[RequestRow]:
         return [row for row in self.disk.requests.values() if row.message.key == key]
