@@ -66,15 +66,14 @@ def prepare(layout: Layout) -> None:
         _run(["iptables", "-w", "10", *rule])
 
 
-def remove(layout: Layout | None) -> None:
+def remove(layout: Layout) -> None:
     """Take away what `prepare`, kube-proxy and the network plugins put there."""
     for program in TABLES:
         _remove_own_rules(program)
         _remove_chains(program)
     subprocess.run(["ip", "link", "delete", NODE_LINK], capture_output=True, check=False)
-    if layout is not None:
-        for name, value in layout.forwarding.items():
-            Path("/proc/sys", name).write_text(value)
+    for name, value in layout.forwarding.items():
+        Path("/proc/sys", name).write_text(value)
 
 
 def _own_rules(layout: Layout) -> list[list[str]]:
