@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -109,15 +109,22 @@ class LocalGitHub:
 
     async def delivery_of(self, comment_id: int, *, seconds: float = 20) -> dict[str, Any]:
         """The answered delivery of a comment's creation."""
+        return (await self.deliveries_of([comment_id], seconds=seconds))[comment_id]
 
-        async def look() -> dict[str, Any] | None:
-            for delivery in await self.deliveries(event="issue_comment", per_page=100):
+    async def deliveries_of(self, comment_ids: Collection[int], *, seconds: float = 20) -> dict[int, dict[str, Any]]:
+        """Comment → the answered delivery of its creation. Each may be followed by a few of edits and of Prevue's own comments."""
+        found: dict[int, dict[str, Any]] = {}
+
+        async def look() -> bool | None:
+            for delivery in await self.deliveries(event="issue_comment", per_page=100 + 10 * len(comment_ids)):
                 payload = delivery["request"]["payload"]
-                if payload["action"] == "created" and payload["comment"]["id"] == comment_id and delivery["response"] is not None:
-                    return delivery
-            return None
+                if payload["action"] == "created" and delivery["response"] is not None:
+                    found[payload["comment"]["id"]] = delivery
+            return set(comment_ids) <= found.keys() or None
 
-        return await wait_for(look, seconds=seconds, what=f"the delivery of comment {comment_id}")
+        missing = "the deliveries of {} comments"
+        await wait_for(look, seconds=seconds, what=missing.format(len(comment_ids)), instead=lambda: missing.format(len(found)))
+        return {comment_id: found[comment_id] for comment_id in comment_ids}
 
     async def redeliver(self, guid: str) -> None:
         """Send a delivery again, as a person does by hand."""
