@@ -18,7 +18,8 @@ from prevue.testing.contracts.live import LiveCluster, LiveWorld, live_cluster, 
 from prevue.testing.contracts.worlds import RELEASE, install, namespace_of, raised
 
 __all__ = ["live_cluster", "live_world"]
-pytestmark = pytest.mark.cluster
+# The time limit is the test's own: on a new machine the first one also waits while the cluster is built.
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120, func_only=True)]
 
 A = "a" * 40
 MANY = 400
@@ -112,6 +113,36 @@ async def test_deployers_account_touches_nothing_inside_a_preview_by_itself(live
         body = {"metadata": {"name": "more"}, "roleRef": admin, "subjects": []}
         with pytest.raises(ApiError, match="forbidden"):
             await api.call("POST", f"/apis/rbac.authorization.k8s.io/v1/namespaces/{fence.namespace}/rolebindings", body=body)
+
+
+async def test_deployers_account_changes_previews_namespaces_alone(live_world: LiveWorld) -> None:
+    """RBAC cannot say so, a policy can: else its token could bind the preview's role to itself in kube-system."""
+    world = live_world
+    fence = await raised(world, world.new_key(), 5)
+    world.make_foreign_namespace(namespace_of(foreign := world.new_key()))
+    other = namespace_of(foreign)
+    own, somebody = ({"kind": "ServiceAccount", "name": "deployer", "namespace": name} for name in (fence.namespace, other))
+    role = {"kind": "ClusterRole", "name": "prevue-preview", "apiGroup": "rbac.authorization.k8s.io"}
+    bindings = "/apis/rbac.authorization.k8s.io/v1/namespaces/{}/rolebindings"
+    merge = "application/merge-patch+json"
+    calls: list[tuple[str, str, object, str]] = [
+        ("POST", bindings.format(other), {"metadata": {"name": "x"}, "roleRef": role, "subjects": [somebody]}, "application/json"),
+        (
+            "POST",
+            bindings.format(fence.namespace),
+            {"metadata": {"name": "x"}, "roleRef": role, "subjects": [somebody]},
+            "application/json",
+        ),
+        ("PATCH", f"/api/v1/namespaces/{other}", {"metadata": {"labels": {LABEL_MANAGED: "true"}}}, merge),
+        ("DELETE", f"/api/v1/namespaces/{other}", None, ""),
+        ("POST", "/api/v1/namespaces", {"metadata": {"name": f"{other}-x"}}, "application/json"),
+    ]
+    async with Api.open(load_access(ClusterSettings(kubeconfig=str(world.live.kubeconfig)))) as api:
+        for method, path, body, type_ in calls:
+            with pytest.raises(ApiError, match="prevue-deployer may"):
+                await api.call(method, path, body=body, content_type=type_)
+        body = {"metadata": {"name": "x"}, "roleRef": role, "subjects": [own]}
+        await api.call("POST", bindings.format(fence.namespace), body=body, parameters={"dryRun": "All"})
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from prevue.testing.contracts.live import LiveWorld, live_cluster, live_world
 from prevue.testing.contracts.worlds import RELEASE, install, raised
 
 __all__ = ["live_cluster", "live_world"]
-pytestmark = pytest.mark.cluster
+# The time limit is the test's own: on a new machine the first one also waits while the cluster is built.
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120, func_only=True)]
 
 A = "a" * 40
 

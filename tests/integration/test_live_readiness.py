@@ -15,7 +15,8 @@ from prevue.testing.contracts.live import IMAGE, LiveWorld, live_cluster, live_w
 from prevue.testing.contracts.worlds import RELEASE, install, raised
 
 __all__ = ["live_cluster", "live_world"]
-pytestmark = pytest.mark.cluster
+# The time limit is the test's own: on a new machine the first one also waits while the cluster is built.
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120, func_only=True)]
 
 A, B = "a" * 40, "b" * 40
 LIMITS = ReadyLimits(readiness_timeout_seconds=60, image_wait_seconds=60, commit_sha=A)

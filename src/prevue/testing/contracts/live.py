@@ -31,8 +31,6 @@ from prevue.testing.contracts.worlds import RELEASE, World, labels, namespace_of
 
 IMAGE = "prevue.test/web:1"
 KINDS = "configmaps,secrets,services,deployments,jobs"
-START_SECONDS = 3600
-"""The first run on a machine builds the cluster's programs."""
 
 
 class LiveCluster:
