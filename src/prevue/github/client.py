@@ -28,7 +28,7 @@ from prevue.github.answers import error_of, rate_limit_wait, server_time
 from prevue.github.connections import Connections
 from prevue.github.port import Comment, GitHub, Permission, PullRequest
 from prevue.github.tokens import AppIdentity, InstallationTokens, Token, token_usable_until
-from prevue.masking import foreign_text
+from prevue.masking import foreign_text, mask_secrets
 
 API_VERSION: Final = "2022-11-28"
 """https://docs.github.com/en/rest/about-the-rest-api/api-versions"""
@@ -84,7 +84,7 @@ class GitHubClient:
         except httpx2.InvalidURL as exc:
             raise ConfigError(f"github.api_url: {settings.api_url!r} is not a URL") from exc
         if root.scheme not in ("http", "https") or not root.host or root.query or root.userinfo:
-            raise ConfigError(f"github.api_url is {settings.api_url!r}; accepted: https://HOST or https://HOST/api/v3")
+            raise ConfigError(f"github.api_url is {mask_secrets(settings.api_url)!r}; accepted: https://HOST or https://HOST/api/v3")
         headers = {
             "user-agent": f"prevue/{version('prevue')} (app {settings.app_id})",
             "accept": "application/vnd.github+json",
@@ -238,8 +238,11 @@ class GitHubClient:
                 raise GitHubUnavailable(f"no answer from GitHub to {method}: {what}") from exc
             if response.status_code not in (301, 302, 307, 308):
                 return response
-            url = self._own_url(response.headers.get("location", ""))
-        raise GitHubUnavailable(f"GitHub redirects more than {REDIRECTS_MAX} times")
+            location = response.headers.get("location")
+            if not location:
+                break
+            url = self._own_url(location)
+        raise GitHubUnavailable(f"GitHub redirects to nowhere, or more than {REDIRECTS_MAX} times")
 
     def _own_url(self, location: str) -> str:
         """`location`, absolute; refused where it leaves the API's host, since the token would go along."""
