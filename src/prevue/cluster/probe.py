@@ -14,7 +14,7 @@ from prevue.cluster.port import UrlProbe
 from prevue.errors import NotReady
 
 PAUSE_SECONDS = 0.05
-PAUSE_SECONDS_MAX = 0.25
+PAUSE_SECONDS_MAX = 0.15
 """kube-proxy or a load balancer takes the new pod up within about a second: whoever doubles its pauses waits twice as long."""
 ATTEMPT_SECONDS = 5.0
 """One request; a load balancer that is still being set up swallows packets, so a second try beats a long wait."""

@@ -57,6 +57,8 @@ class HelmCommand:
 
     def __init__(self, program: str, *, home: Path, environ: Mapping[str, str], clock: Clock | None = None) -> None:
         self._program = program
+        found = shutil.which(program, path=environ.get("PATH"))
+        self._path = str(Path(found).absolute()) if found else ""
         self._home = home
         self._clock = clock or SystemClock()
         self._environ = {name: value for name, value in environ.items() if _ENVIRONMENT.fullmatch(name)} | _GO_RUNTIME
@@ -119,7 +121,7 @@ class HelmCommand:
     async def version(self) -> str:
         if not sys.platform.startswith("linux"):
             raise ConfigError("Helm is run under Linux only: its deadline needs PDEATHSIG and an absolute timer")
-        if shutil.which(self._program) is None:
+        if not self._path:
             raise ConfigError(f"cluster.helm: the program {self._program!r} was not found; accepted: a name on PATH or a path")
         run = await self._run(["version", "--short"], kubeconfig=None, deadline=self._clock.boottime() + QUICK_SECONDS)
         found = re.match(r"v(\d+)\.(\d+)\.\S+?(?=\+|\s|$)", run.output)
@@ -137,7 +139,7 @@ class HelmCommand:
     async def _run(self, arguments: list[str], *, kubeconfig: str | None, deadline: float, standard_input: bytes = b"") -> HelmRun:
         with _in_memory(kubeconfig) as file:
             flags = ["--kubeconfig", f"/proc/self/fd/{file}"] if file is not None else []
-            child = _Child([self._program, *arguments, *flags], self._environ, deadline, self._clock, file)
+            child = _Child([self._path, *arguments, *flags], self._environ, deadline, self._clock, file)
             run = await _uncancelled(child, standard_input)
         return msgspec.structs.replace(run, error=run.error.replace(str(self._home), "…"))
 
