@@ -131,7 +131,8 @@ def environment(folder: StackFolder) -> dict[str, str]:
     """The caller's environment without settings that are meant for another Prevue, with the stack's mark."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREVUE_") or name == "PREVUE_CLUSTER_STATE"}
     local = ",".join(filter(None, [kept.get("NO_PROXY") or kept.get("no_proxy"), LOOPBACK, "localhost"]))
-    return {**kept, "NO_PROXY": local, "no_proxy": local, "PYTHONUNBUFFERED": "1", MARK: str(folder.root)}
+    ours = {"NO_PROXY": local, "no_proxy": local, "TMPDIR": str(folder.temporary), "PYTHONUNBUFFERED": "1", MARK: str(folder.root)}
+    return {**kept, **ours}
 
 
 def settings(
