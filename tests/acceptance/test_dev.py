@@ -15,6 +15,9 @@ import yaml
 
 from prevue.local import processes
 from prevue.local.client import Failed, connect, served_commit, wait_for
+from prevue.local.cluster import join
+from prevue.local.cluster.state import StateFolder
+from prevue.local.folder import StackFolder
 
 pytestmark = [pytest.mark.cluster, pytest.mark.postgres, pytest.mark.timeout(240)]
 
@@ -117,3 +120,45 @@ async def test_the_demo(tmp_path: Path) -> None:
     assert "serves commit" in done.stdout
     assert "Preview ready" in done.stdout
     assert processes.marked(tmp_path / ".prevue") == []
+
+
+async def test_a_cluster_of_ones_own(tmp_path: Path, prevue: Callable[..., Any]) -> None:
+    """`--kubeconfig` and `--image-loader`, with the local cluster in the role of somebody's own: nothing of it is stopped."""
+    cluster = join(print)
+    try:
+        programs = StateFolder.of(os.environ)
+        loader = f"{programs.programs / 'ctr'} -a {programs.containerd_socket} -n k8s.io images import {{archive}}"
+        overlay = tmp_path / "overlay.yaml"
+        # Its node ports answer on this machine's loopback alone.
+        overlay.write_text(yaml.safe_dump({"defaults": {"url": {"host": "127.0.0.1"}}}))
+        done = prevue(
+            tmp_path, "dev", "up", "--detach", "--kubeconfig", str(cluster.kubeconfig), "--image-loader", loader,
+            seconds=120, environ={"PREVUE_DEV_CONFIG": str(overlay)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        dev = StackFolder(tmp_path / ".prevue").read_dev()
+        assert dev is not None
+        assert "kube-apiserver" not in dev.pids, "its processes are not ours"
+        async with connect(dev.github_url) as github:
+            pull = await github.open_pull()
+            await github.comment(pull)
+            ready = await github.wait_answer(pull, "Preview ready", seconds=60)
+            assert await served_commit(ready.url) == pull.head_sha
+            repository_id = await github.repository_id(pull.repo)
+
+        assert prevue(tmp_path, "dev", "down", seconds=120).returncode == 0
+
+        async def deleted() -> bool | None:
+            command = [str(cluster.kubectl), "--kubeconfig", str(cluster.kubeconfig), "get", "namespaces", "-o", "name"]
+            command += ["-l", f"prevue.dev/repository-id={repository_id}"]
+            return not subprocess.run(command, capture_output=True, check=True).stdout or None  # noqa: ASYNC221 -- a moment
+
+        await wait_for(deleted, seconds=60, what="the end of the previews' namespaces")
+    finally:
+        cluster.leave()
+
+
+async def test_a_loader_without_a_cluster(tmp_path: Path, prevue: Callable[..., Any]) -> None:
+    done = prevue(tmp_path, "dev", "up", "--detach", "--image-loader", "kind load image-archive")
+    assert done.returncode != 0
+    assert "--kubeconfig" in done.stderr
