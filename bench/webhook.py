@@ -45,7 +45,7 @@ HERE = Path(__file__).parent
 SECRET = "a secret of the benchmark"
 IGNORED_ROUNDS = 9
 IGNORED_REQUESTS = 6_000
-IGNORED_CONNECTIONS = 16
+IGNORED_CONNECTIONS = 50
 ACCEPTED_ROUNDS = 9
 ACCEPTED_REQUESTS = 500
 """Below the App's bound of pending acknowledgements (1,000), so that none is skipped and both sides make every call."""
@@ -292,19 +292,29 @@ def what_bounds(ours: dict[str, Any], floor: dict[str, Any]) -> str:
     return f"{busy}: {calls} of processor time a command ({share:.0%})"
 
 
-def raise_priority() -> None:
-    """Ours and the servers' alike, where we may: other work on the machine then disturbs the figures less."""
+@contextlib.contextmanager
+def raised_priority() -> Iterator[None]:
+    """Ours and the servers' alike, where we may: other work on the machine then disturbs the figures less.
+
+    Linux weighs sessions against each other before it looks at a process (man 7 sched, "The autogroup feature").
+    """
+    session = Path("/proc/self/autogroup")
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, -10)
+        session.write_text("-10")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            session.write_text("0")
 
 
 async def main() -> None:
     """Run both halves, print and write the figures."""
-    raise_priority()
     # In memory where that is possible: the servers log there, and a disk that others write to would stop them now and then.
     memory = Path("/dev/shm")
     place = memory if os.access(memory, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="prevue-bench-", dir=place) as name, contextlib.ExitStack() as stack:
+    with raised_priority(), tempfile.TemporaryDirectory(prefix="prevue-bench-", dir=place) as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         bench = Bench(folder, stack)
         key_file, key = make_key(folder)
@@ -344,12 +354,18 @@ def report(size: int, ignored: dict[str, Any], accepted: dict[str, Any]) -> None
     )
     bound = what_bounds(accepted["app"], accepted["floor"])
     say(f"What bounds accepted commands: {bound}.")
+    cpu_to_probot = ignored["probot"]["cpu_us_per_request"] / ignored["app"]["cpu_us_per_request"]
+    cpu_to_floor = accepted["floor"]["cpu_ms_per_command"] / accepted["app"]["cpu_ms_per_command"]
+    say(f"By processor time alone, which other work on the machine does not disturb: {cpu_to_probot:.2f} and {cpu_to_floor:.2f}.")
     figures = {
         "body_bytes": size,
         "ignored": {"ratio_to_probot": ratio_to_probot, **ignored},
         "accepted": {"ratio_to_floor": ratio_to_floor, "in_flight": ACCEPTED_IN_FLIGHT, "bound_by": bound, **accepted},
         "ratio_to_probot": ratio_to_probot,
         "ratio_to_floor": ratio_to_floor,
+        "ratio_to_probot_by_cpu": cpu_to_probot,
+        "ratio_to_floor_by_cpu": cpu_to_floor,
+        "load_average": os.getloadavg()[0],
     }
     say(f"written to {write('webhook', figures)}")
 

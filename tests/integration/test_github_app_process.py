@@ -194,6 +194,29 @@ async def test_a_command_on_its_way_at_sigterm_is_carried_out_and_acknowledged(
     assert "ghs_" not in app.log.read_text()
 
 
+async def test_a_burst_of_fifty_commands_is_taken_whole(
+    settings: Settings, github: FakeGitHub, postgres_url: str, tmp_path: Path, processes: list[Process]
+) -> None:
+    """Goal: nobody waits for the queue until the time is up, because turns are fair. Method: 50 at once on real PostgreSQL."""
+    async with GitHubDoor(github) as door, httpx2.AsyncClient(timeout=30) as http:
+        app = await asyncio.to_thread(start, with_github(settings, door.port), tmp_path / "log", processes)
+        for _ in range(50):
+            github.comment(REPO, github.open_pull_request(REPO, "writer").number, "writer", "/preview")
+        deliveries = [delivery for delivery in github.webhooks.take() if delivery.event == "issue_comment"]
+        url = f"http://127.0.0.1:{app.port}/webhook"
+        responses = await asyncio.gather(*(http.post(url, content=each.payload, headers=dict(each.headers)) for each in deliveries))
+        assert [response.status_code for response in responses] == [202] * 50
+        app.terminate()
+        assert await app.exit_code() == 0
+    connection = await asyncpg.connect(postgres_url)
+    try:
+        assert await connection.fetchval("SELECT count(*) FROM queue_message") == 50
+    finally:
+        await connection.close()
+    acknowledged = [c for repo in github.repositories.values() for _, c in repo.comments.values() if c.author is github.app.bot]
+    assert 0 < len(acknowledged) <= settings.app.comments_per_minute
+
+
 def read_answer(connection: socket.socket) -> bytes:
     answer = b""
     with suppress(ConnectionError):
