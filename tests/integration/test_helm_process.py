@@ -205,6 +205,24 @@ async def test_cancellation_kills_helm_that_does_not_listen(helm_of: HelmOf, tmp
         assert not is_running(pid)
 
 
+async def test_closing_the_loop_leaves_nothing(helm_of: HelmOf, tmp_path: Path) -> None:
+    """As `asyncio.run` does it at its end: every task is cancelled, those inside HelmCommand too."""
+    async with helm_of(f"trap '' TERM; echo $$ > {tmp_path}/helm.pid; while :; do sleep 0.05; done") as helm:
+        running = asyncio.create_task(upgrade(helm))
+        pid = await pid_in(tmp_path / "helm.pid")
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert running.cancelled()
+        for _ in range(100):
+            if not is_running(pid):
+                break
+            await asyncio.sleep(0.02)
+        assert not is_running(pid)
+        await asyncio.sleep(0.5)  # the loop hears of its children's ends
+
+
 @pytest.mark.parametrize("cancelled", [True, False])
 async def test_stopped_wrapper_does_not_save_helm(helm_of: HelmOf, tmp_path: Path, cancelled: bool) -> None:
     """SIGSTOP to the wrapper: its worker kills both by their ids, after a cancellation and after the deadline."""
@@ -274,7 +292,9 @@ async def test_missing_program_is_a_setting_to_correct() -> None:
             pass
 
 
-@pytest.mark.parametrize(("said", "ok"), [("v3.17.9+g1", False), ("v3.18.0+g1", True), ("v4.0.0", True), ("version.BuildInfo{}", False)])
+@pytest.mark.parametrize(
+    ("said", "ok"), [("v3.17.9+g1", False), ("v3.18.0+g1", True), ("v4.0.0", True), ("v3.18", True), ("version.BuildInfo{}", False)]
+)
 async def test_version_is_checked(tmp_path: Path, said: str, ok: bool) -> None:
     program = script(tmp_path, f"echo '{said}'\n")
     if ok:

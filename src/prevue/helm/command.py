@@ -124,7 +124,7 @@ class HelmCommand:
         if not self._path:
             raise ConfigError(f"cluster.helm: the program {self._program!r} was not found; accepted: a name on PATH or a path")
         run = await self._run(["version", "--short"], kubeconfig=None, deadline=self._clock.boottime() + QUICK_SECONDS)
-        found = re.match(r"v(\d+)\.(\d+)\.\S+?(?=\+|\s|$)", run.output)
+        found = re.match(r"v(\d+)\.(\d+)(?:\.\S+?)?(?=\+|\s|$)", run.output)  # one built by hand says `v3.18`
         if run.exit_code != 0 or found is None:
             raise ConfigError(f"cluster.helm: `{self._program} version` did not say a version: {run.error or run.output}")
         if (int(found[1]), int(found[2])) < VERSION_MIN:
@@ -244,6 +244,9 @@ class _Child:
             return await done
         finally:
             stop.cancel()
+            if wrapper.returncode is None:
+                # This task itself was cancelled: the event loop is being closed, and gives no time for a grace.
+                self._kill(wrapper)
 
     def _kill(self, wrapper: asyncio.subprocess.Process) -> None:
         """The wrapper did not do its work (stopped, say): kill Helm's group, then the wrapper, whose death kills Helm once more."""
