@@ -36,9 +36,6 @@ from prevue.queue.port import AlreadyEnqueued, Enqueuer
 ENQUEUE_SECONDS_MAX: Final = 3.5
 """With `app.github_timeout_seconds` below the 10 s after which GitHub gives a delivery up; a backend has a limit of its own below this.
 A time-out may still have enqueued: the answer is 503 all the same, and the redelivery finds the message there or the request done."""
-ENQUEUES_MAX: Final = 4
-"""Enqueues at the same time, first come first served. A pool of connections is not fair: whoever comes just as one is given back takes
-it before those who wait, and under a burst some would wait until their time is up."""
 
 
 class Result(StrEnum):
@@ -93,7 +90,6 @@ class Handler:
         self._acknowledger = acknowledger
         self._github_seconds = settings.github_timeout_seconds
         self._github_host = github_host
-        self._enqueues = asyncio.Semaphore(ENQUEUES_MAX)
 
     def ignore(self, delivery: Delivery) -> Outcome | DeployRequest | DestroyRequest:
         """The outcome of a delivery that asks for nothing, which is nearly every one; else what it asks for. Without I/O.
@@ -152,7 +148,7 @@ class Handler:
 
     async def _enqueue(self, message: Message) -> Outcome:
         try:
-            async with asyncio.timeout(ENQUEUE_SECONDS_MAX), self._enqueues:
+            async with asyncio.timeout(ENQUEUE_SECONDS_MAX):
                 enqueued = await self._enqueuer.enqueue(message)
         except TimeoutError:
             return Outcome(result=Result.UNAVAILABLE, reason=Unavailable.QUEUE, detail="time-out")

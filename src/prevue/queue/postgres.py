@@ -24,7 +24,7 @@ import structlog
 
 from prevue.errors import MessageInvalid, QueueUnavailable
 from prevue.model import Message, decode_message, encode_message
-from prevue.postgres import CONNECT_SECONDS_MAX, check_url, is_outage, open_pool, outages_as
+from prevue.postgres import CONNECT_SECONDS_MAX, FairPool, check_url, is_outage, open_pool, outages_as
 from prevue.queue.identity import message_identity
 from prevue.queue.port import AlreadyEnqueued, Consumer, Done, Enqueued, Enqueuer, Handler, Release, RetryAfter, Settlement
 
@@ -81,7 +81,7 @@ _log = structlog.get_logger(__name__)
 class PostgresEnqueuer:
     """What the GitHub App opens: no LISTEN, few connections, one INSERT."""
 
-    def __init__(self, pool: Any) -> None:
+    def __init__(self, pool: FairPool) -> None:
         self._pool = pool
 
     @classmethod
@@ -124,7 +124,7 @@ class _Received(NamedTuple):
 class PostgresConsumer:
     """What a deployer opens; any number of processes may run one, each takes only as many messages as it has free slots."""
 
-    def __init__(self, pool: Any, url: str, *, lease_seconds: float, poll_seconds: float) -> None:
+    def __init__(self, pool: FairPool, url: str, *, lease_seconds: float, poll_seconds: float) -> None:
         self._pool = pool
         self._url = url
         self._lease_seconds = lease_seconds
