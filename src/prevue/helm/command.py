@@ -211,6 +211,8 @@ class _Child:
                 os.close(status_in)
             output, error = await self._wait(wrapper, standard_input)
             self._read_status(status)
+            if not self._is_reaped():
+                await _until_dead(self._helm_pid())
         finally:
             loop.remove_reader(status)
             os.close(status)
@@ -251,7 +253,7 @@ class _Child:
     def _kill(self, wrapper: asyncio.subprocess.Process) -> None:
         """The wrapper did not do its work (stopped, say): kill Helm's group, then the wrapper, whose death kills Helm once more."""
         helm = self._helm_pid()
-        if helm and _parent_of(helm) == wrapper.pid:
+        if helm and _state_of(helm)[1] == wrapper.pid:  # ids are used again: a group is killed only while it is Helm's
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(helm, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
@@ -262,6 +264,10 @@ class _Child:
             while data := os.read(status, 4096):
                 self._status += data
             asyncio.get_running_loop().remove_reader(status)
+
+    def _is_reaped(self) -> bool:
+        """Whether the wrapper has lived to say how Helm ended."""
+        return self._status.count(b"\n") > self._status.count(b"started ")
 
     def _helm_pid(self) -> int:
         found = re.search(rb"^started (\d+)$", self._status, re.MULTILINE)
@@ -282,13 +288,21 @@ class _Child:
         return HelmRun(exit_code=-signal.SIGKILL, output=output, error=f"{text}\nHelm was killed".strip(), deadline_passed=late)
 
 
-def _parent_of(pid: int) -> int:
-    """The parent's id; 0 where the process is gone. Ids are used again: a group is killed only while it is still Helm's."""
+async def _until_dead(pid: int) -> None:
+    """A killed process closes its pipes a moment before it is gone; who reaps it is another's matter then."""
+    for _ in range(200):
+        if _state_of(pid)[0] in "ZX":
+            return
+        await asyncio.sleep(0.005)
+
+
+def _state_of(pid: int) -> tuple[str, int]:
+    """State and parent of a process; `X` where it is gone."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
     except OSError:
-        return 0
-    return int(stat.rpartition(")")[2].split()[1])
+        return "X", 0
+    return state, int(parent)
 
 
 class _Revision(msgspec.Struct, frozen=True):
