@@ -232,6 +232,7 @@ def figures(bench: Bench) -> dict[str, Any]:
         "count": bench.count,
         "ratio_to_raw_helm": round(middle(prevue.seconds) / middle(raw.seconds), 3),
         "ratio_to_apply_floor": round(middle(prevue.seconds) / middle(floor.seconds), 3),
+        "ratio_of_processor_seconds": round(_own_cpu(prevue) / _own_cpu(raw), 3),
         "seconds": {name: [round(value, 2) for value in bench.sides[name].seconds] for name in SIDES},
         "median_preview_seconds": {name: round(middle(bench.sides[name].median_seconds), 2) for name in SIDES},
         "acknowledged_p50_ms": round(percentile(prevue.acknowledged, 50) * 1000),
@@ -249,6 +250,11 @@ def figures(bench: Bench) -> dict[str, Any]:
             if (values := [step[name] for step in prevue.steps if name in step])
         },
     }
+
+
+def _own_cpu(side: Side) -> float:
+    """Processor seconds of the stack, the cluster and the bench: what others on this machine do is not in it."""
+    return middle([sum(seconds for name, seconds in cost.cpu_seconds.items() if name != "machine") for cost in side.costs])
 
 
 def _middles(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -270,6 +276,8 @@ def show(found: Mapping[str, Any]) -> None:
     rows.append(["half of the URLs served (median)", *(found["median_preview_seconds"][name] for name in SIDES)])
     rows.append(["peak memory, MiB", found["peak_memory_mib"]["prevue"], found["peak_memory_mib"]["raw helm"], ""])
     rows.append(["requests to the API server", *(int(sum(found["requests_by_verb"][name].values())) for name in SIDES)])
+    own = {name: sum(value for process, value in found["cpu_seconds"][name].items() if process != "machine") for name in SIDES}
+    rows.append(["processor seconds of stack and cluster", *(own[name] for name in SIDES)])
     rows.append(["processor seconds of the machine", *(found["cpu_seconds"][name]["machine"] for name in SIDES)])
     table(f"{found['count']} at once: seconds from the first request to the last URL that serves its commit", ["", *SIDES], rows)
     verbs = sorted({verb for name in SIDES for verb in found["requests_by_verb"][name]})
@@ -287,7 +295,8 @@ def show(found: Mapping[str, Any]) -> None:
     table("Where a claim's time goes, ms", ["step", "p50", "p95"], [[name, at["p50"], at["p95"]] for name, at in found["steps_ms"].items()])
     say(f"watches open at once during a round, by resource (one of services is the prober's): {found['watches']['prevue']}")
     say(f"acknowledged (202): p50 {found['acknowledged_p50_ms']} ms, p99 {found['acknowledged_p99_ms']} ms")
-    say(f"ratio_to_raw_helm {found['ratio_to_raw_helm']}, ratio_to_apply_floor {found['ratio_to_apply_floor']}")
+    ratios = ("ratio_to_raw_helm", "ratio_to_apply_floor", "ratio_of_processor_seconds")
+    say(", ".join(f"{name} {found[name]}" for name in ratios))
 
 
 async def bench_on(file: DevFile, meter: Meter, *, count: int, rounds: int) -> dict[str, Any]:
