@@ -22,7 +22,7 @@ from prevue.cluster.rendered import rendered_objects
 from prevue.cluster.rollout import creation_refused, failed, unfinished, workload_path
 from prevue.cluster.watches import Kind, Waiter, Watches
 from prevue.errors import NotReady
-from prevue.redact import cut, without_secrets
+from prevue.masking import cut, without_secrets
 
 log = structlog.get_logger(__name__)
 

@@ -24,7 +24,7 @@ import msgspec
 from prevue.clock import Clock, SystemClock
 from prevue.errors import ConfigError
 from prevue.helm.port import Helm, HelmRun, ReleaseSpec
-from prevue.redact import cut, without_secrets
+from prevue.masking import cut, without_secrets
 
 WRAPPER = Path(__file__).with_name("wrapper.py")
 ERROR_CHARACTERS_MAX = 4_000
