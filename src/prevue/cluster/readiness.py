@@ -39,6 +39,10 @@ HURRY_SECONDS = 20.0
 """A missing image is tried again by the kubelet after up to five minutes; a new pod tries at once. So a pod that waits for the commit's
 image is made anew this often."""
 IMAGE_LOOK_SECONDS = 5.0
+OLD_PODS_SECONDS = 5.0
+"""How long the last revision's pods are waited for at the end of an update. A rollout counts as complete while they still end, and until
+kube-proxy has heard of it the URL leads to them: it would show the old commit. kube-proxy needs about a second; a longer grace is the
+app's own affair."""
 LOG_LINES = 20
 LOG_BYTES = 16 * 1024
 LOG_CHARACTERS_MAX = 2_000
@@ -90,18 +94,19 @@ class _Wait:
         self._looked_at = 0.0
         self._current: set[str] = set()
         self._image_reason = ""
+        self._is_update = False
 
     async def run(self, waiter: Waiter) -> None:
         confirm = False
         while True:
             if (confirm or self._seems_ready()) and await self._is_ready():
-                return
+                return await self._until_old_pods_end(waiter)
             await self._fail_fast(confirm)
             now = time.monotonic()
             end = self._end()
             if now >= end:
                 if await self._is_ready():
-                    return
+                    return await self._until_old_pods_end(waiter)
                 await self._time_out()
             # Whoever is not woken looks for itself: a fresh read instead of the watch's last word.
             until_look = max(self._began + LOOK_SECONDS - now, 0.05) if not self._looked_at else POLL_SECONDS
@@ -132,7 +137,18 @@ class _Wait:
             found = await self._read(kind, name)
             if unfinished(kind, found):
                 return False
+            self._is_update = self._is_update or found.metadata.generation > 1
         return True
+
+    async def _until_old_pods_end(self, waiter: Waiter) -> None:
+        if not self._is_update:
+            return
+        give_up_at = time.monotonic() + OLD_PODS_SECONDS
+        await self._list_pods()
+        while (left := give_up_at - time.monotonic()) > 0 and any(
+            pod.metadata.deletion_timestamp for pod in self._watches.pods(self._fence.namespace)
+        ):
+            await waiter.changed(left)
 
     async def _read(self, kind: Kind, name: str) -> Workload:
         found = await self._api.find(workload_path(kind, self._fence.namespace, name), Workload)
