@@ -20,6 +20,7 @@ MARK = "PREVUE_STACK"
 """In the environment of every process of a stack, and so of their children; its value is the stack's folder."""
 
 _POLL_SECONDS = 0.05
+_COLLECT_SECONDS = 3.0
 
 
 class Recorded(msgspec.Struct, frozen=True):
@@ -53,16 +54,21 @@ def marked(folder: Path) -> list[int]:
 
 def end(find: Callable[[], Iterable[int]], *, grace_seconds: float, kill_seconds: float = 10) -> list[int]:
     """End the processes that `find` names, SIGTERM first; returns those that are still there after all."""
-    for pid in find():
+    pids = set(find())
+    for pid in pids:
         send(pid, signal.SIGTERM)
-    if wait_gone(find, grace_seconds):
-        return []
-    give_up_at = time.monotonic() + kill_seconds
-    while (left := list(find())) and time.monotonic() < give_up_at:
-        for pid in left:
-            send(pid, signal.SIGKILL)
-        time.sleep(_POLL_SECONDS)
-    return left
+    if not wait_gone(find, grace_seconds):
+        give_up_at = time.monotonic() + kill_seconds
+        while (left := list(find())) and time.monotonic() < give_up_at:
+            pids.update(left)
+            for pid in left:
+                send(pid, signal.SIGKILL)
+            time.sleep(_POLL_SECONDS)
+        if left:
+            return left
+    # Dead is not gone: whoever adopted them has to collect them, which takes it a moment.
+    wait_gone(lambda: filter(_exists, pids), _COLLECT_SECONDS)
+    return []
 
 
 def wait_gone(find: Callable[[], Iterable[int]], seconds: float) -> bool:
@@ -80,6 +86,17 @@ def send(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
         os.kill(pid, signal.SIGCONT)
+
+
+def _exists(pid: int) -> bool:
+    """Whether the system knows the number, be it of a dead process that nobody has collected."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _started(pid: int) -> str:
