@@ -202,7 +202,7 @@ def deploy(github: LocalGitHub) -> Callable[..., Any]:
     async def run(repo: str = HELLO, **form: Any) -> tuple[Pull, Comment]:
         pull = await github.open_pull(repo, **form)
         await github.comment(pull)
-        return pull, await github.wait_answer(pull, "Preview ready", seconds=60)
+        return pull, await github.wait_answer(pull, "Preview ready", seconds=100)
 
     return run
 

@@ -117,7 +117,7 @@ async def test_a_killed_app(stack: Any, github: LocalGitHub) -> None:
         await github.redeliver(delivery["guid"])
         await asyncio.sleep(0.5)
         delivery = next(one for one in await github.deliveries(event="issue_comment") if one["response"] is not None)
-    await github.wait_answer(pull, "Preview ready", seconds=60)
+    await github.wait_answer(pull, "Preview ready", seconds=100)
 
 
 async def test_a_queue_that_does_not_answer(stack: Any, github: LocalGitHub) -> None:
@@ -135,7 +135,7 @@ async def test_a_queue_that_does_not_answer(stack: Any, github: LocalGitHub) -> 
     assert delivery["response"]["status_code"] == 503
     assert delivery["duration"] < 10
     await github.redeliver(delivery["guid"])
-    ready = await github.wait_answer(pull, "Preview ready", seconds=60)
+    ready = await github.wait_answer(pull, "Preview ready", seconds=100)
     assert [request["state"] for request in await stack.requests_of(pull)] == ["deployed"]
     assert [comment.id for comment in await github.answers(pull)] == [ready.id]
 
@@ -157,7 +157,7 @@ async def test_a_killed_queue(stack: Any, github: LocalGitHub, http: httpx2.Asyn
         await asyncio.sleep(0.5)
         if (await stack.post(http, delivery)).status_code == 202:
             break
-    await github.wait_answer(other, "Preview ready", seconds=60)
+    await github.wait_answer(other, "Preview ready", seconds=100)
     await github.wait_answer(pull, "Preview ready", seconds=120)
     (request,) = await stack.requests_of(pull)
     assert request["state"] == "deployed"

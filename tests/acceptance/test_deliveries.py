@@ -18,7 +18,7 @@ HEADERS = {
     "Content-Type": "application/json",
 }
 
-pytestmark = [pytest.mark.cluster, pytest.mark.postgres, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.cluster, pytest.mark.postgres, pytest.mark.timeout(240)]
 
 
 async def test_the_same_delivery_twenty_times_at_once(stack: Any, github: LocalGitHub, http: httpx2.AsyncClient) -> None:
@@ -32,7 +32,7 @@ async def test_the_same_delivery_twenty_times_at_once(stack: Any, github: LocalG
     answers = await asyncio.gather(*(stack.post(http, delivery) for _ in range(20)))
 
     assert {answer.status_code for answer in answers} == {202}
-    ready = await github.wait_answer(pull, "Preview ready", seconds=60)
+    ready = await github.wait_answer(pull, "Preview ready", seconds=100)
     await asyncio.sleep(10)
     assert await served_commit(ready.url) == pull.head_sha
     assert [request["state"] for request in await stack.requests_of(pull)] == ["deployed"]
@@ -44,7 +44,7 @@ async def test_the_same_delivery_twenty_times_at_once(stack: Any, github: LocalG
 async def test_a_redelivery_after_the_end_changes_nothing(stack: Any, github: LocalGitHub, http: httpx2.AsyncClient) -> None:
     pull = await github.open_pull()
     comment_id = await github.comment(pull)
-    ready = await github.wait_answer(pull, "Preview ready", seconds=60)
+    ready = await github.wait_answer(pull, "Preview ready", seconds=100)
     delivery = await github.delivery_of(comment_id)
 
     answers = await asyncio.gather(*(stack.post(http, delivery) for _ in range(5)))
@@ -81,7 +81,7 @@ async def test_github_fails_while_the_command_is_received(stack: Any, github: Lo
 
     await github.redeliver(delivery["guid"])
 
-    ready = await github.wait_answer(pull, "Preview ready", seconds=60)
+    ready = await github.wait_answer(pull, "Preview ready", seconds=100)
     assert await served_commit(ready.url) == pull.head_sha
     assert [request["state"] for request in await stack.requests_of(pull)] == ["deployed"]
 
@@ -94,7 +94,7 @@ async def test_github_fails_while_the_deployer_reads_and_tells(github: LocalGitH
     await github.comment(pull)
     await github.fault(f"/repos/{HELLO}/pulls/{pull.number}", status=status, times=3)
 
-    ready = await github.wait_answer(pull, "Preview ready", seconds=90)
+    ready = await github.wait_answer(pull, "Preview ready", seconds=100)
 
     assert await served_commit(ready.url) == pull.head_sha
     assert [comment.id for comment in await github.answers(pull)] == [ready.id]
@@ -108,7 +108,7 @@ async def test_a_comment_whose_answer_was_lost_stands_once(github: LocalGitHub) 
     await github.fault(f"/repos/{HELLO}/issues/{pull.number}/comments", method="POST", status=500, times=2, after=True)
     await github.comment(pull)
 
-    ready = await github.wait_answer(pull, "Preview ready", seconds=90)
+    ready = await github.wait_answer(pull, "Preview ready", seconds=100)
 
     await asyncio.sleep(3)
     assert [comment.id for comment in await github.answers(pull)] == [ready.id]

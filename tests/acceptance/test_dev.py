@@ -94,7 +94,7 @@ async def test_down_after_the_supervisor_was_killed(tmp_path: Path, running_stac
                 return delivery["response"]["status_code"] == 202 or None
 
             await wait_for(taken, seconds=30, what="a 202 of the restarted App", every=1)
-            ready = await github.wait_answer(pull, "Preview ready", seconds=60)
+            ready = await github.wait_answer(pull, "Preview ready", seconds=100)
             assert await served_commit(ready.url) == pull.head_sha
 
         pids = [pid for pids in dev_pids(stack).values() for pid in pids]
@@ -142,7 +142,7 @@ async def test_a_cluster_of_ones_own(tmp_path: Path, prevue: Callable[..., Any])
         async with connect(dev.github_url) as github:
             pull = await github.open_pull()
             await github.comment(pull)
-            ready = await github.wait_answer(pull, "Preview ready", seconds=60)
+            ready = await github.wait_answer(pull, "Preview ready", seconds=100)
             assert await served_commit(ready.url) == pull.head_sha
             repository_id = await github.repository_id(pull.repo)
 

@@ -8,10 +8,10 @@ import pytest
 
 from prevue.local.client import OTHER, LocalGitHub, Pull, served_commit
 
-pytestmark = [pytest.mark.cluster, pytest.mark.postgres, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.cluster, pytest.mark.postgres, pytest.mark.timeout(240)]
 
 
-async def failed(stack: Any, github: LocalGitHub, pull: Pull, *, seconds: float = 60) -> str:
+async def failed(stack: Any, github: LocalGitHub, pull: Pull, *, seconds: float = 100) -> str:
     await github.comment(pull)
     answer = await github.wait_answer(pull, "Preview failed", "Preview ready", "Preview given up", seconds=seconds)
     assert "Preview failed" in answer.text
@@ -40,7 +40,7 @@ async def test_a_hook_that_fails(stack: Any, github: LocalGitHub, sha: Any) -> N
 
 
 async def test_a_pod_that_crashes(stack: Any, github: LocalGitHub, sha: Any) -> None:
-    text = await failed(stack, github, await github.open_pull(OTHER, head_sha=sha("bad1")), seconds=90)
+    text = await failed(stack, github, await github.open_pull(OTHER, head_sha=sha("bad1")), seconds=100)
     assert "CrashLoopBackOff" in text or "crash" in text.lower()
     assert "the database of this app is missing" in text, "its last log lines are shown"
 
@@ -57,10 +57,10 @@ async def test_a_failure_is_mended_by_the_next_commit(stack: Any, github: LocalG
 
     pushed = await github.push(pull, sha=sha("0000"))
     command_id = await github.comment(pushed)
-    answer = await github.wait_answer(pull, "Preview ready", "Preview failed", "Preview given up", seconds=60, after=command_id)
+    answer = await github.wait_answer(pull, "Preview ready", "Preview failed", "Preview given up", seconds=100, after=command_id)
 
     assert "Preview ready" in answer.text
     assert await served_commit(answer.url) == pushed.head_sha
     await github.close(pull)
-    await github.wait_answer(pull, "Preview removed", seconds=90)
+    await github.wait_answer(pull, "Preview removed", seconds=100)
     assert not stack.has_namespace(await stack.namespace(github, pull))

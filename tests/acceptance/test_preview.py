@@ -10,7 +10,7 @@ import pytest
 
 from prevue.local.client import LocalGitHub, served_commit, wait_for
 
-pytestmark = [pytest.mark.cluster, pytest.mark.postgres, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.cluster, pytest.mark.postgres, pytest.mark.timeout(240)]
 
 
 async def test_a_command_becomes_a_url_that_serves_the_commit(stack: Any, github: LocalGitHub) -> None:
@@ -20,7 +20,7 @@ async def test_a_command_becomes_a_url_that_serves_the_commit(stack: Any, github
     assert delivery["response"]["status_code"] == 202
     assert delivery["duration"] < 1
 
-    answer = await github.wait_answer(pull, "Preview ready", seconds=60)
+    answer = await github.wait_answer(pull, "Preview ready", seconds=100)
 
     assert await served_commit(answer.url) == pull.head_sha  # from a file inside the image
     assert pull.head_sha[:12] in answer.text
@@ -37,7 +37,7 @@ async def test_a_new_command_on_the_live_commit_runs_no_helm(stack: Any, github:
     pull, first = await deploy()
 
     second_id = await github.comment(pull)
-    second = await github.wait_answer(pull, "Preview already exists", seconds=60, after=second_id)
+    second = await github.wait_answer(pull, "Preview already exists", seconds=100, after=second_id)
 
     assert second.url == first.url
     assert second.id != first.id, "an own comment: the first keeps what it said"
@@ -52,7 +52,7 @@ async def test_a_new_commit_is_served_at_the_url(stack: Any, github: LocalGitHub
     pushed = await github.push(pull)
     assert await served_commit(first.url) == pull.head_sha, "a push alone changes nothing"
     command_id = await github.comment(pushed)
-    answer = await github.wait_answer(pull, "Preview ready", seconds=60, after=command_id)
+    answer = await github.wait_answer(pull, "Preview ready", seconds=100, after=command_id)
 
     assert answer.url == first.url
     assert await served_commit(answer.url) == pushed.head_sha
@@ -81,7 +81,7 @@ async def test_close_leaves_nothing_and_says_so(stack: Any, github: LocalGitHub,
     assert stack.has_namespace(namespace)
 
     await github.close(pull)
-    removed = await github.wait_answer(pull, "Preview removed", seconds=90)
+    removed = await github.wait_answer(pull, "Preview removed", seconds=100)
 
     assert not stack.has_namespace(namespace)
     assert await served_commit(first.url) == ""
@@ -92,11 +92,11 @@ async def test_close_leaves_nothing_and_says_so(stack: Any, github: LocalGitHub,
 async def test_a_closed_pull_request_can_come_back(stack: Any, github: LocalGitHub, deploy: Any) -> None:
     pull, _first = await deploy()
     await github.close(pull)
-    removed = await github.wait_answer(pull, "Preview removed", seconds=90)
+    removed = await github.wait_answer(pull, "Preview removed", seconds=100)
 
     await github.reopen(pull)
     command_id = await github.comment(pull)
-    answer = await github.wait_answer(pull, "Preview ready", seconds=60, after=command_id)
+    answer = await github.wait_answer(pull, "Preview ready", seconds=100, after=command_id)
 
     assert answer.id > removed.id
     assert await served_commit(answer.url) == pull.head_sha
