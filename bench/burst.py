@@ -115,8 +115,7 @@ class Bench:
         if statuses != {202}:
             raise SystemExit(f"webhooks were answered {statuses}, not 202 alone")
         side.acknowledged += [delivery["duration"] for delivery in deliveries.values()]
-        for pull in pulls:
-            await self.github.wait_answer(pull, "Preview ready", seconds=120)
+        await self._until_finished(len(pulls), ledger_from)
         side.steps += await self._steps(ledger_from)
         await asyncio.gather(*(self.github.close(pull) for pull in pulls))
         await self._until_gone(expected)
@@ -176,6 +175,19 @@ class Bench:
             return await prober.wait(expected, seconds=SERVED_SECONDS)
         except TimeoutError:
             raise SystemExit(f"not served after {SERVED_SECONDS:.0f} s: {', '.join(prober.missing(expected))}") from None
+
+    async def _until_finished(self, count: int, ledger_from: int) -> None:
+        """Every claim has ended; the comments come later, at the pace that the outbox keeps on any GitHub."""
+        outcomes: list[str] = []
+
+        async def look() -> bool | None:
+            rows = await self._query("SELECT details FROM ledger WHERE event = 'finished' AND id > $1", ledger_from)
+            outcomes[:] = [json.loads(row["details"])["outcome"] for row in rows]
+            return len(outcomes) >= count or None
+
+        await wait_for(look, seconds=120, what=f"the end of {count} claims", instead=lambda: str(outcomes), every=0.5)
+        if set(outcomes) != {"deployed"}:
+            raise SystemExit(f"claims ended otherwise than deployed: {outcomes}")
 
     async def _steps(self, after: int) -> list[dict[str, float]]:
         """Milliseconds of each step of each claim, from the ledger."""
