@@ -152,6 +152,8 @@ class PreviewSettings(Struct, frozen=True, kw_only=True):
     """How long workloads may take to become ready; then the request fails, with the reason."""
     image_wait_seconds: float = 600
     """How long the commit's own image is waited for, since CI may still be building it."""
+    ttl_seconds: float = 0
+    """How long a preview stays after its last deploy, then the sweeper removes it; 0: until its pull request is closed."""
 
 
 class RepositorySettings(Struct, frozen=True, kw_only=True):
@@ -172,6 +174,8 @@ class RepositorySettings(Struct, frozen=True, kw_only=True):
     readiness_timeout_seconds: float | None = None
     """See defaults."""
     image_wait_seconds: float | None = None
+    """See defaults."""
+    ttl_seconds: float | None = None
     """See defaults."""
 
 

@@ -263,6 +263,7 @@ class _Checker:
         if preview.readiness_timeout_seconds <= 0:
             self._error(self._where(at, "readiness_timeout_seconds"), f"expected more than 0 s, got {preview.readiness_timeout_seconds:g}")
         self._range(self._where(at, "image_wait_seconds"), preview.image_wait_seconds, 0, unit=" s")
+        self._range(self._where(at, "ttl_seconds"), preview.ttl_seconds, 0, unit=" s")
         self._chart(preview.chart, self._where(at, "chart"))
         try:
             check_values(preview.values)

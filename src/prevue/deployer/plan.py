@@ -33,6 +33,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     url_path: str
     url_statuses: frozenset[int]
     url_timeout_seconds: float
+    ttl_seconds: float = 0
+    """How long the preview stays after this deploy; 0: until its pull request is closed."""
 
 
 def make_plan(settings: Settings, *, repo: str, pr_number: int, commit_sha: str, branch: str, namespace: str, release: str) -> Plan:
@@ -82,4 +84,5 @@ def make_plan(settings: Settings, *, repo: str, pr_number: int, commit_sha: str,
         url_path=preview.url.path,
         url_statuses=frozenset(preview.url.statuses),
         url_timeout_seconds=preview.url.timeout_seconds,
+        ttl_seconds=preview.ttl_seconds,
     )

@@ -11,7 +11,7 @@ from datetime import timedelta
 from enum import StrEnum
 
 from prevue.lifecycle import Reason
-from prevue.model import Notice, RequestState
+from prevue.model import Notice, RequestState, Source
 
 DETAILS_CHARACTERS_MAX = 6_000
 """Log lines and error text in a comment; more belongs into the logs."""
@@ -87,6 +87,13 @@ def _deployed(notice: Notice) -> str:
 
 
 def _destroyed(notice: Notice) -> str:
+    if notice.source is Source.EXPIRY:
+        return _body(
+            notice.marker,
+            "**Preview removed** 🧹",
+            f"It had reached its time to live: release, namespace and URL are gone. It took {_took(notice)}.",
+            "> Comment `/preview` to get it back.",
+        )
     return _body(
         notice.marker,
         "**Preview removed** 🧹",

@@ -103,6 +103,7 @@ class World:
         self.cluster = FakeClusterState(clock=self.clock)
         self.values: dict[str, Any] = {}
         self.plan_error: Exception | None = None
+        self.ttl_seconds = 0.0
         self._settings = GitHubSettings(app_id=1, private_key_file=str(key_file))
 
     # -- what people do -----------------------------------------------------------------------------------------------
@@ -210,6 +211,7 @@ class World:
             url_path="/",
             url_statuses=frozenset({200}),
             url_timeout_seconds=1,
+            ttl_seconds=self.ttl_seconds,
         )
 
     # -- what can be seen ----------------------------------------------------------------------------------------------
