@@ -28,9 +28,9 @@ from prevue.testing.contracts.statestore_harness import (
 TORN_DOWN = lifecycle.torn_down(RequestState.DESTROYED, Reason.TORN_DOWN, tell=True)
 
 
-async def deployed(store: Store, number: int, *, pr_number: int = 1, ttl_seconds: float = 0, **changes: object) -> Claim:
+async def deployed(store: Store, number: int, *, pr_number: int = 1, ttl_seconds: float = 0) -> Claim:
     """A preview that is ready."""
-    claim = await claim_of(store, command(number, pr_number=pr_number, **changes))
+    claim = await claim_of(store, command(number, pr_number=pr_number))
     await store.finish(claim, lifecycle.deployed(live_of(claim), "http://x/", ttl_seconds=ttl_seconds))
     return claim
 
