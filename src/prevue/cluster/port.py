@@ -18,6 +18,7 @@ FENCE_ANNOTATION = "prevue.dev/fence"
 LABEL_REQUEST = "prevue.dev/request"
 LABEL_COMMIT = "prevue.dev/commit"
 LABEL_DIGEST = "prevue.dev/digest"
+LABEL_CHART = "prevue.dev/chart"
 LABEL_TOKEN = "prevue.dev/token"  # noqa: S105  the name of a label
 
 

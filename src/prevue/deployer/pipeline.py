@@ -15,6 +15,7 @@ import structlog
 from prevue import lifecycle
 from prevue.clock import Clock
 from prevue.cluster.port import (
+    LABEL_CHART,
     LABEL_COMMIT,
     LABEL_DIGEST,
     LABEL_REQUEST,
@@ -209,9 +210,14 @@ class Pipeline:
             name=claim.releases[0],
             chart=plan.chart,
             values=plan.values,
-            labels=_labels(claim.request_id, plan.commit_sha, plan.digest, claim.token),
+            labels=_labels(claim.request_id, plan.commit_sha, plan.digest, claim.token)
+            | ({LABEL_CHART: plan.chart_name} if plan.chart_name else {}),
             hooks_timeout_seconds=plan.helm_timeout_seconds,
         )
+        with times.step("release"):
+            foreign = _why_foreign(await self._cluster.release(fence, spec.name), plan)
+        if foreign:
+            return lifecycle.failed(Reason.NAMESPACE_FOREIGN, foreign, began=False)
         with times.step("helm_turn"):
             await self._helm_turn.acquire()
         try:
@@ -327,6 +333,19 @@ class Pipeline:
             await self._store.note(claim, "steps", dict(times.milliseconds))
         except StateStoreUnavailable:
             log.warning("step times not recorded", action="note_failed")
+
+
+def _why_foreign(record: ReleaseRecord | None, plan: Plan) -> str:
+    """Why the release that is there must not be touched; empty: it is ours. Every release of ours bears our labels, also a rollback's."""
+    if record is None:
+        return ""
+    if LABEL_REQUEST not in record.labels:
+        return f"the release {record.name} in the preview's namespace was not made by Prevue; nothing was changed"
+    chart = record.labels.get(LABEL_CHART, plan.chart_name)
+    if plan.chart_name and chart != plan.chart_name:
+        # An upgrade from one chart to another leaves objects of either kind, and "deployed" would be no proof of what is served.
+        return f"the release {record.name} was made from the chart {chart}, and now {plan.chart_name} is configured; nothing was changed"
+    return ""
 
 
 def _labels(request_id: int, commit_sha: str, digest: str, token: int) -> dict[str, str]:

@@ -139,7 +139,7 @@ def _next_step(notice: Notice) -> str:
         case Reason.NOT_CONFIGURED:
             return "An operator has to list this repository in Prevue's configuration."
         case Reason.NAMESPACE_FOREIGN:
-            return "An operator has to look: the namespace or release is not Prevue's, and nothing in it was changed."
+            return "An operator has to look: the namespace or release is not this preview's, and nothing in it was changed."
         case Reason.PERMISSION_LOST:
             return "Ask somebody with write access to comment `/preview`."
         case Reason.ATTEMPTS_SPENT:

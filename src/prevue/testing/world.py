@@ -118,6 +118,7 @@ class World:
         self.values: dict[str, Any] = {}
         self.plan_error: Exception | None = None
         self.ttl_seconds = 0.0
+        self.chart_name = "hello"
         self.sweeper_settings = SweeperSettings(
             deliveries_seconds=0.1, poll_seconds=0.1, comments_seconds=0.1, previews_seconds=0.1, expiry_seconds=0.1, alarm_seconds=0.1
         )
@@ -245,6 +246,7 @@ class World:
         return Plan(
             commit_sha=claim.message.commit_sha,
             chart=Path("chart"),
+            chart_name=self.chart_name,
             values={"branch": pull.head_ref, **self.values},
             digest=digest,
             helm_timeout_seconds=1,
