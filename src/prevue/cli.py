@@ -34,7 +34,7 @@ app = App(
     help_epilogue="Settings: --config FILE, PREVUE_CONFIG, ./prevue.yaml or .prevue/prevue.yaml, and PREVUE_SECTION__NAME over them.",
 )
 previews = App(name="previews", help="Show previews.")
-dead_letters = App(name="dead-letters", help="Show requests whose attempts are spent.")
+dead_letters = App(name="dead-letters", help="Requests whose attempts are spent: show, replay, drop.")
 config = App(name="config", help="Check and show the settings.")
 dev = App(name="dev", help="The whole stack on this machine: PostgreSQL, cluster, GitHub, App and deployer.")
 
@@ -161,12 +161,27 @@ def previews_show(repo: str, pr: int, /, *, ledger: bool = False, json: Json = F
 
 
 @dead_letters.command(name="list")
-def dead_letters_list(*, limit: Limit = 100, json: Json = False, common: Common = DEFAULTS) -> None:
-    """Dead letters, newest first."""
+def dead_letters_list(*, group: bool = False, limit: Limit = 100, json: Json = False, common: Common = DEFAULTS) -> None:
+    """Dead letters, newest first, without those that were replayed or dropped.
+
+    Parameters
+    ----------
+    group
+        By cause instead: how many there are of each.
+    """
     loaded = _checked(common, "operator")
+    from prevue.wiring import dead_letters as wiring
     from prevue.wiring import operator
 
-    found = asyncio.run(operator.dead_letters(loaded.settings, limit=limit))
+    found = asyncio.run(operator.dead_letters(loaded.settings, limit=wiring.LETTERS_MAX if group else limit))
+    if group:
+        groups = wiring.grouped([request for request, _ in found])[:limit]
+        if json:
+            console.print_json(groups)
+            return
+        lines = [(one.group, one.count, one.newest, one.cause) for one in groups]
+        console.print_table(("GROUP", "COUNT", "NEWEST", "CAUSE"), lines, empty="no dead letters")
+        return
     if json:
         console.print_json([operator.dead_letter_row(request, view) for request, view in found])
         return
@@ -191,6 +206,57 @@ def dead_letters_show(id_: Annotated[int, Parameter(name="ID")], /, *, json: Jso
         console.print_json(row)
     else:
         console.print_facts(list(row.items()))
+
+
+Ids = Annotated[tuple[int, ...], Parameter(name="ID", help="Their numbers, from `prevue dead-letters list`.")]
+GroupName = Annotated[str | None, Parameter(help="All of this group, from `prevue dead-letters list --group`.")]
+
+
+@dead_letters.command(name="replay")
+def dead_letters_replay(
+    ids: Ids = (), /, *, group: GroupName = None, rate: str = "30/minute", json: Json = False, common: Common = DEFAULTS
+) -> None:
+    """Ask for them once more, each as a new request of the same order: a newer command still wins.
+
+    Parameters
+    ----------
+    rate
+        At most so many: 30/minute, 2/second, 100/hour.
+    """
+    loaded = _checked(common, "operator")
+    asyncio.run(_settle(loaded, ids, group, rate=rate, json=json))
+
+
+@dead_letters.command(name="drop")
+def dead_letters_drop(ids: Ids = (), /, *, group: GroupName = None, json: Json = False, common: Common = DEFAULTS) -> None:
+    """Take them off the list; they stay in the ledger, and nothing else changes."""
+    loaded = _checked(common, "operator")
+    asyncio.run(_settle(loaded, ids, group, rate=None, json=json))
+
+
+async def _settle(loaded: Loaded, ids: tuple[int, ...], group: str | None, *, rate: str | None, json: bool) -> None:
+    """Replay at `rate`, or drop where there is none; each is printed as it is done."""
+    from contextlib import AsyncExitStack
+
+    from prevue.wiring import dead_letters as wiring
+
+    async with AsyncExitStack() as stack:
+        if rate is not None:
+            wiring.seconds_between(rate)  # a wrong rate is said before anything is opened
+        store = await stack.enter_async_context(wiring.open_store(loaded.settings))
+        letters = await wiring.choose(store, ids, group)
+        if rate is None:
+            settled = wiring.drop(store, letters)
+        else:
+            enqueuer = await stack.enter_async_context(wiring.open_queue(loaded.settings))
+            settled = wiring.replay(store, enqueuer, letters, rate=rate)
+        done = []
+        async for one in settled:
+            done.append(one)
+            if not json:
+                console.print_text(f"{one.id}  {one.repo}#{one.pr_number}  {one.result}")
+        if json:
+            console.print_json(done)
 
 
 @app.command
