@@ -287,6 +287,42 @@ async def _doctor(loaded: Loaded, processes: tuple[Process, ...], *, json: bool)
     return 1 if any(line.level is wiring.Level.FAIL for line in lines) else 0
 
 
+@app.command
+def verify(
+    *,
+    quiet: bool = False,
+    open_seconds: float = 3600,
+    told_seconds: float = 600,
+    no_conversations: bool = False,
+    json: Json = False,
+    common: Common = DEFAULTS,
+) -> int:
+    """Check the promised invariants on the live statestore, cluster and conversations; exit code 1 with the rows that break one.
+
+    Parameters
+    ----------
+    quiet
+        Nothing should be under way: whatever is open or not told yet is a violation too.
+    open_seconds
+        How long a request may be open.
+    told_seconds
+        How long an outcome may be untold, and a closed pull request's preview stand.
+    no_conversations
+        Do not read the pull requests' comments: a call to GitHub each.
+    """
+    loaded = _checked(common, "sweeper")
+    from prevue.verify.invariants import Patience
+    from prevue.wiring.verify import verify as run
+
+    patience = Patience(open_seconds=open_seconds, told_seconds=told_seconds, is_quiet=quiet)
+    report = asyncio.run(run(loaded.settings, patience=patience, conversations=not no_conversations))
+    if json:
+        console.print_json(report)
+    else:
+        console.print_report(report)
+    return 0 if report.ok else 1
+
+
 @config.command(name="check")
 def config_check(*, process: Literal["all", "github-app", "deployer"] = "all", common: Common = DEFAULTS) -> None:
     """Check the settings without contacting anything.

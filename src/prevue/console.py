@@ -8,9 +8,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+if TYPE_CHECKING:
+    from prevue.verify.run import Report
 
 JsonValue = str | int | float | bool | None
 
@@ -59,6 +62,20 @@ def print_facts(facts: Sequence[tuple[str, JsonValue | datetime]]) -> None:
     for name, value in shown:
         if value:
             print_text(f"{name:<{width}}  {value}")
+
+
+def print_report(report: Report) -> None:
+    """Each invariant with ok or the rows that break it; what could not be looked at last."""
+    for one in report.invariants:
+        mark = "FAIL" if not one.ok else "-" if one.scope.startswith("not checked") else "ok"
+        print_text(f"{mark:<4}  {one.invariant.value:<44}  {one.scope}")
+        for violation in one.violations:
+            print_text(f"      {printable(violation.where)}: {printable(violation.text)}")
+    for place in report.unreadable:
+        print_text(f"?     {printable(place)}")
+    broken = sum(len(one.violations) for one in report.invariants)
+    found = "all hold" if report.ok else f"{broken} violations"
+    print_text(f"{report.previews} previews, {report.requests} requests, {report.namespaces} namespaces: {found}")
 
 
 def cell(value: JsonValue | datetime) -> str:
