@@ -137,27 +137,23 @@ def previews_show(repo: str, pr: int, /, *, ledger: bool = False, json: Json = F
     pr
         The pull request's number.
     ledger
-        Also what each claim did, step by step.
+        What happened to each request, step by step: claims, tokens, Helm, comments; with --json all of it as recorded.
     """
     loaded = _checked(common, "operator")
     from prevue.wiring import operator
 
     view, events = asyncio.run(operator.preview(loaded.settings, repo, pr))
     if json:
-        console.print_json(operator.preview_row(view))
+        more = {"requests": view.requests, "ledger": events} if ledger else {}
+        console.print_json(operator.preview_row(view) | more)
         return
     console.print_facts(list(operator.preview_row(view).items()))
-    rows = [(one.id, one.action, one.state, one.commit_sha[:7], one.requested_by, one.registered_at, one.error) for one in view.requests]
     console.print_text("")
-    console.print_table(("REQUEST", "ACTION", "STATE", "COMMIT", "BY", "REGISTERED", "ERROR"), rows, empty="no requests")
     if ledger:
-        console.print_text("")
-        columns = ("at", "request_id", "token", "event")
-        steps = [
-            [*(event.get(name) for name in columns), " ".join(f"{name}={event[name]}" for name in sorted(event) if name not in columns)]
-            for event in events
-        ]
-        console.print_table(("AT", "REQUEST", "TOKEN", "EVENT", "DETAILS"), steps, empty="the ledger is empty")
+        console.print_ledger(view.requests, events)
+        return
+    rows = [(one.id, one.action, one.state, one.commit_sha[:7], one.requested_by, one.registered_at, one.error) for one in view.requests]
+    console.print_table(("REQUEST", "ACTION", "STATE", "COMMIT", "BY", "REGISTERED", "ERROR"), rows, empty="no requests")
 
 
 @dead_letters.command(name="list")

@@ -197,6 +197,8 @@ def test_people_see_tables_without_control_characters(capsys: pytest.CaptureFixt
     assert out.splitlines()[0].split() == ["PULL", "REQUEST", "STATE", "COMMIT", "URL", "ATTEMPTS", "ERROR"]
     assert out.splitlines()[2].split() == ["Acme/Hello#1", "ready", "0123456", "http://127.0.0.1:30001/", "1"]
     _, out, _ = run(capsys, "previews", "show", "Acme/Hello", "1", "--ledger")
+    assert "request 1: deploy 0123456789ab, comment by writer: deployed (ready)\n" in out
+    assert "token 1       granted" in out
     assert "namespace   pv-acme-hello-16-1\n" in out
     assert "writer" in out
     assert "helm" in out
@@ -261,3 +263,12 @@ def test_config_show_masks_secrets(capsys: pytest.CaptureFixture[str], monkeypat
     assert code == 0
     assert "postgresql://app:********@db/prevue" in out
     assert "hunter2" not in out
+
+
+@pytest.mark.usefixtures("store")
+def test_the_ledger_as_json_is_beside_the_promised_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "previews", "show", "acme/hello", "1", "--json", "--ledger")
+    shown = json.loads(out)
+    assert {name: shown[name] for name in FIELDS} == READY
+    assert [event["event"] for event in shown["ledger"]] == ["registered", "granted", "helm", "finished"]
+    assert [one["reason"] for one in shown["requests"]] == ["ready"]

@@ -151,6 +151,7 @@ class Pipeline:
             return lifecycle.failed(Reason.NAMESPACE_FOREIGN, str(exc), began=False)
         if fence is None:
             raise TransientError("the namespace could not be created")
+        times.facts["fence"] = fence.kind.value
         return await self._release(claim, fence, plan, times)
 
     async def _read_github(self, claim: Claim) -> tuple[PullRequest, Finish | None]:
@@ -226,8 +227,9 @@ class Pipeline:
                 return lifecycle.superseded()
             with times.step("helm"):
                 run = await self._run_helm(fence, spec, deadline)
+            times.facts["helm_exit_code"] = run.exit_code
             with times.step("read_back"):
-                await self._read_back(fence, spec, run)
+                times.facts["revision"] = await self._read_back(fence, spec, run)
         except (ChartInvalid, ReleaseFailed) as exc:
             reason = Reason.CHART_INVALID if isinstance(exc, ChartInvalid) else Reason.RELEASE_FAILED
             return lifecycle.failed(reason, _error(exc), began=True, ttl_seconds=plan.ttl_seconds)
@@ -263,15 +265,15 @@ class Pipeline:
                 raise HelmInterrupted(f"an interrupted release could not be recovered: {run.error}")
         return await self._helm.upgrade_install(spec, kubeconfig=kubeconfig, deadline=deadline)
 
-    async def _read_back(self, fence: Fence, spec: ReleaseSpec, run: HelmRun) -> None:
-        """Step 7: the release Secret decides; exit code and text only explain.
+    async def _read_back(self, fence: Fence, spec: ReleaseSpec, run: HelmRun) -> int:
+        """Step 7: the release Secret decides; exit code and text only explain. Returns the revision.
 
         Raises:
             ReleaseFailed, ChartInvalid: the chart's fault. TransientError: anything else that is not deployed and ours.
         """
         record = await self._cluster.release(fence, spec.name)
-        if _is_ours(record, spec.labels):
-            return
+        if record is not None and _is_ours(record, spec.labels):
+            return record.revision
         if run.deadline_passed or run.exit_code < 0:
             raise HelmInterrupted(f"Helm was ended after {self._limits.helm_deadline_seconds:.0f} s, before it had finished")
         if record is not None and record.status == "failed" and _has_labels(record, spec.labels):
@@ -294,6 +296,7 @@ class Pipeline:
             url = url.rstrip("/") + "/" + plan.url_path.lstrip("/") if not plan.url else url
         with times.step("probe"):
             await self._probe.probe(url, statuses=plan.url_statuses, timeout_seconds=plan.url_timeout_seconds)
+        times.facts["url"] = url
         return url
 
     async def _teardown(self, claim: Claim, times: StepTimes, outcome: RequestState, reason: Reason) -> Finish:
@@ -305,6 +308,7 @@ class Pipeline:
             # Told only where there was a preview: a pull request that never had one hears nothing of its close.
             had_preview = claim.preview_state not in (PreviewState.REQUESTED, PreviewState.DESTROYED)
             return lifecycle.torn_down(outcome, reason, tell=had_preview or not is_close)
+        times.facts["fence"] = fence.kind.value
         with times.step("helm_turn"):
             await self._helm_turn.acquire()
         try:
@@ -330,6 +334,8 @@ class Pipeline:
 
     async def _note_times(self, claim: Claim, times: StepTimes) -> None:
         try:
+            if times.facts:
+                await self._store.note(claim, "seen", dict(times.facts))
             await self._store.note(claim, "steps", dict(times.milliseconds))
         except StateStoreUnavailable:
             log.warning("step times not recorded", action="note_failed")

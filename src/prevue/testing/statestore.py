@@ -205,9 +205,15 @@ class FakeStateStore(FakeReader, FakeSweep):
         if item.is_verify:
             if row.version == item.version == row.sent_version:
                 row.verify_at, row.comment_id, row.attempts, row.error = None, comment_id, 0, ""
+                self._told(item, "comment_verified", comment_id, now)
         elif row.sent_version < item.version:
             row.sent_version, row.comment_id, row.attempts, row.error = item.version, comment_id, 0, ""
             row.verify_at = now + timedelta(seconds=self.limits.verify_after_seconds)
+            self._told(item, "comment_written", comment_id, now)
+
+    def _told(self, item: OutboxItem, event: str, comment_id: int, now: datetime) -> None:
+        text = item.notice.state.value
+        self._record(item.notice.request_id, None, event, now, comment_id=comment_id, text=text, version=item.version)
 
     async def postpone(self, item: OutboxItem, *, delay: float, error: str) -> None:
         """Later again."""
