@@ -215,10 +215,11 @@ class Pipeline:
             | ({LABEL_CHART: plan.chart_name} if plan.chart_name else {}),
             hooks_timeout_seconds=plan.helm_timeout_seconds,
         )
-        with times.step("release"):
-            foreign = _why_foreign(await self._cluster.release(fence, spec.name), plan)
-        if foreign:
-            return lifecycle.failed(Reason.NAMESPACE_FOREIGN, foreign, began=False)
+        if not fence.created:  # a namespace that this claim made is empty: one request less in a burst
+            with times.step("release"):
+                foreign = _why_foreign(await self._cluster.release(fence, spec.name), plan)
+            if foreign:
+                return lifecycle.failed(Reason.NAMESPACE_FOREIGN, foreign, began=False)
         with times.step("helm_turn"):
             await self._helm_turn.acquire()
         try:
@@ -237,7 +238,7 @@ class Pipeline:
             self._helm_turn.release()
         try:
             with times.step("ready"):
-                manifest = _manifest(run) or await self._cluster.manifest(fence, spec.name)
+                manifest = run.manifest or await self._cluster.manifest(fence, spec.name)
                 url = await self._wait_for_url(fence, manifest, plan, plan.ready, times)
         except NotReady as exc:
             return lifecycle.failed(Reason.NOT_READY, _error(exc), began=True, ttl_seconds=plan.ttl_seconds)
@@ -254,7 +255,7 @@ class Pipeline:
     async def _run_helm(self, fence: Fence, spec: ReleaseSpec, deadline: float) -> HelmRun:
         """Step 6: recover what an interrupted Helm left, then upgrade or install; one Helm at a time, all before one deadline."""
         kubeconfig = self._cluster.kubeconfig(fence)
-        record = await self._cluster.release(fence, spec.name)
+        record = None if fence.created else await self._cluster.release(fence, spec.name)
         if record is not None and (record.status.startswith("pending-") or record.status == "uninstalling"):
             log.info("recovering an interrupted release", action="recover", status=record.status, revision=record.revision)
             if record.revision == 1 or record.status == "uninstalling":
@@ -364,18 +365,6 @@ def _has_labels(record: ReleaseRecord, labels: dict[str, str]) -> bool:
 
 def _is_ours(record: ReleaseRecord | None, labels: dict[str, str]) -> bool:
     return record is not None and record.status == "deployed" and _has_labels(record, labels)
-
-
-class _HelmOutput(msgspec.Struct):
-    manifest: str = ""
-
-
-def _manifest(run: HelmRun) -> str:
-    """The manifest in Helm's JSON; empty where it cannot be read, then the release Secret is asked."""
-    try:
-        return msgspec.json.decode(run.output, type=_HelmOutput).manifest
-    except msgspec.MsgspecError:
-        return ""
 
 
 def _error(exc: PermanentError) -> str:

@@ -20,8 +20,8 @@ from prevue.statestore.port import (
     TokenStore,
 )
 from prevue.statestore.rules import STATUS
-from prevue.testing.statestore_base import FakeStore, is_busy, request_view
-from prevue.testing.statestore_disk import NEVER, PreviewRow, RequestRow
+from prevue.testing.statestore_base import FakeStore
+from prevue.testing.statestore_disk import NEVER, PreviewRow, RequestRow, is_busy, request_view
 
 
 class FakeSweep(FakeStore):

@@ -13,6 +13,7 @@ from prevue.statestore.postgres.claims import NOW
 from prevue.statestore.postgres.database import Database
 from prevue.statestore.postgres.sweep import PostgresSweep
 from prevue.statestore.postgres.tables import ledger, outbox, preview, request
+from prevue.statestore.rules import storable
 
 _OPEN = (RequestState.WAITING.value, RequestState.CLAIMED.value)
 # Written as the partial indexes are, so that the planner sees that they fit.
@@ -100,7 +101,7 @@ class PostgresOutbox(PostgresSweep):
         statement = (
             update(outbox)
             .where(_row(item), outbox.c.version == item.version)
-            .values({column: later, "attempts": outbox.c.attempts + 1, "error": error})
+            .values({column: later, "attempts": outbox.c.attempts + 1, "error": storable(error)})
         )
         async with self._database.statement() as connection:
             await connection.execute(statement)
