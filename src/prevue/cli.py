@@ -169,15 +169,15 @@ def dead_letters_list(*, group: bool = False, limit: Limit = 100, json: Json = F
     from prevue.wiring import dead_letters as wiring
     from prevue.wiring import operator
 
-    found = asyncio.run(operator.dead_letters(loaded.settings, limit=wiring.LETTERS_MAX if group else limit))
     if group:
-        groups = wiring.grouped([request for request, _ in found])[:limit]
+        groups = asyncio.run(wiring.groups(loaded.settings))[:limit]
         if json:
             console.print_json(groups)
             return
         lines = [(one.group, one.count, one.newest, one.cause) for one in groups]
         console.print_table(("GROUP", "COUNT", "NEWEST", "CAUSE"), lines, empty="no dead letters")
         return
+    found = asyncio.run(operator.dead_letters(loaded.settings, limit=limit))
     if json:
         console.print_json([operator.dead_letter_row(request, view) for request, view in found])
         return

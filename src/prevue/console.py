@@ -96,8 +96,12 @@ def print_report(report: Report) -> None:
     for place in report.unreadable:
         print_text(f"?     {printable(place)}")
     broken = sum(len(one.violations) for one in report.invariants)
-    found = "all hold" if report.ok else f"{broken} violations"
-    print_text(f"{report.previews} previews, {report.requests} requests, {report.namespaces} namespaces: {found}")
+    counts = (_counted(report.previews, "preview"), _counted(report.requests, "request"), _counted(report.namespaces, "namespace"))
+    print_text(f"{', '.join(counts)}: {'all hold' if report.ok else _counted(broken, 'violation')}")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def cell(value: JsonValue | datetime) -> str:

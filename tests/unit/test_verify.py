@@ -92,7 +92,7 @@ async def test_healthy_system_passes(world: World, deployer: FakeDeployer, clock
     print_report(report)
     out = capsys.readouterr().out
     assert [line.split()[:2] for line in out.splitlines()[:-1]] == [["ok", name.value] for name in Invariant]
-    assert out.endswith("3 previews, 7 requests, 1 namespaces: all hold\n")
+    assert out.endswith("3 previews, 7 requests, 1 namespace: all hold\n")
 
 
 async def test_running_system_passes(world: World, deployer: FakeDeployer, clock: FakeClock) -> None:
@@ -269,6 +269,18 @@ async def test_namespace_of_another_prevue_is_no_violation(world: World, deploye
     report = await verify(world, deployer)
     assert broken(report) == {}
     assert report.unreadable == ["pv-theirs-1: it bears our label, and neither a preview nor a repository of the App is known for it"]
+
+
+async def test_command_that_died_before_it_began_leaves_what_is_live(world: World, deployer: FakeDeployer, clock: FakeClock) -> None:
+    message = await history(world, deployer, clock)
+    world.store.previews[message.key].state = PreviewState.FAILED
+    assert broken(await verify(world, deployer)) == {}
+
+
+async def test_old_conversations_are_not_read(world: World, deployer: FakeDeployer, clock: FakeClock) -> None:
+    comment_is_gone(world, await history(world, deployer, clock))
+    clock.advance(8 * 86_400)
+    assert (await verify(world, deployer)).ok
 
 
 async def test_conversations_may_be_left_out(world: World, deployer: FakeDeployer, clock: FakeClock) -> None:

@@ -52,6 +52,8 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True):
     """An open request."""
     told_seconds: float = 600
     """An outcome that is not told, a closed pull request's preview that stands."""
+    conversation_seconds: float = 7 * 86_400
+    """Older outcomes' comments are not read: a call to GitHub for every pull request there ever was would end at its limit."""
     is_quiet: bool = False
     """Nothing should be under way: whatever is open, or not told and verified, counts at once."""
 
@@ -143,7 +145,8 @@ def _check_newest(case: AuditCase) -> Iterator[Violation]:
         if request.message.order > preview.order:
             yield _violation(Invariant.NEWEST_WINS, case, "it is newer than what is desired", request)
     if preview.state is not PreviewState.READY:
-        if live is not None:
+        # Failed with something live: a command that died before it began left what was there.
+        if live is not None and preview.state is not PreviewState.FAILED:
             yield _violation(Invariant.READY_MEANS_READY_AT_THAT_COMMIT, case, f"{preview.state}, and a commit is said to be live")
         return
     if live is None or not case.url:

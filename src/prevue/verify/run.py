@@ -29,7 +29,7 @@ from prevue.errors import NotReady, PermanentError
 from prevue.github.port import GitHub, GitHubApp
 from prevue.model import PreviewKey, PreviewState, comment_marker
 from prevue.statestore.port import AuditCase, Auditor, TokenStore
-from prevue.verify.invariants import Invariant, Patience, Violation, check_case, must_be_told, where
+from prevue.verify.invariants import Invariant, Patience, Violation, check_case, where
 
 PAGE_PREVIEWS = 200
 CONCURRENT_PREVIEWS = 4
@@ -75,7 +75,7 @@ class AppGitHub(GitHub, GitHubApp, Protocol):
 SCOPE = {
     Invariant.ACCEPTED_REACHES_TERMINAL_STATE: "requests",
     Invariant.NOTHING_ENDS_WITHOUT_A_WORD: "requests, outbox",
-    Invariant.ONE_STATUS_COMMENT_PER_COMMAND: "conversations",
+    Invariant.ONE_STATUS_COMMENT_PER_COMMAND: "conversations of the last seven days",
     Invariant.ONE_MUTATING_WORKER_PER_RELEASE: "ledger, fences",
     Invariant.NO_WRITE_AFTER_LOST_CLAIM: "ledger",
     Invariant.ONE_OUTCOME_PER_REQUEST: "ledger",
@@ -238,7 +238,11 @@ class Verifier:
 
     async def _check_conversation(self, case: AuditCase) -> list[Violation]:
         """Exactly one comment of ours for each request that was told and verified; the marker is each comment's first line."""
-        told = [one for one in case.requests if one.is_verified and one.state.is_terminal and (must_be_told(one) or one.told_version)]
+        told = [
+            one
+            for one in case.requests
+            if one.is_verified and one.state.is_terminal and one.age_seconds <= self._patience.conversation_seconds
+        ]
         if not told:
             return []
         preview = case.preview

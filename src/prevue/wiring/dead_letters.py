@@ -178,3 +178,9 @@ async def open_queue(settings: Settings) -> AsyncIterator[Enqueuer]:
         raise ConfigError("queue.url is not set; a replay is enqueued as a new request")
     async with open_enqueuer(settings.queue.url) as enqueuer:
         yield enqueuer
+
+
+async def groups(settings: Settings) -> list[Group]:
+    """All dead letters by cause."""
+    async with open_store(settings) as store:
+        return grouped(await store.dead_letters(limit=LETTERS_MAX))
