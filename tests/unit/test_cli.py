@@ -27,6 +27,7 @@ FIELDS = ["repo", "pr_number", "state", "commit_sha", "url", "namespace", "relea
 COMMANDS = [
     "github-app",
     "deployer",
+    "sweeper",
     "migrate",
     "previews",
     "previews list",
@@ -34,7 +35,10 @@ COMMANDS = [
     "dead-letters",
     "dead-letters list",
     "dead-letters show",
+    "dead-letters replay",
+    "dead-letters drop",
     "doctor",
+    "verify",
     "config",
     "config check",
     "config show",
@@ -94,6 +98,9 @@ def test_help_loads_no_process() -> None:
         (["migrate", "--app-role", "r", "--app-password-file", "x"], "prevue: --app-password-file: x cannot be read"),
         (["deployer"], "prevue: 3 settings are wrong:"),
         (["github-app"], "prevue: 4 settings are wrong:"),
+        (["sweeper"], "prevue: 3 settings are wrong:"),
+        (["verify"], "prevue: 3 settings are wrong:"),
+        (["dead-letters", "replay", "x"], 'prevue: Invalid value for ID: unable to convert "x" into int; --help'),
         (["render", "a/b", "1"], "prevue: 2 settings are wrong:"),
     ],
 )
