@@ -42,6 +42,7 @@ OVERLAY: dict[str, Any] = {
         "backoff_seconds": 1,
         "shutdown_grace_seconds": 5,
     },
+    "sweeper": {"deliveries_seconds": 2, "comments_seconds": 3, "previews_seconds": 3, "expiry_seconds": 2, "alarm_seconds": 3},
     "defaults": {"helm_timeout_seconds": 15, "readiness_timeout_seconds": 90},
     "repositories": [{"match": "acme/hello"}, {"match": "acme/other", "chart": str(CHART), "image_wait_seconds": 5}],
 }

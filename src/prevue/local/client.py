@@ -98,6 +98,10 @@ class LocalGitHub:
         """Let nothing fail any more."""
         await self._control("DELETE", "faults", None)
 
+    async def lose_webhooks(self, times: int = 1) -> None:
+        """Let the next happenings make no delivery at all."""
+        await self._control("POST", "webhooks/lose", {"times": times})
+
     async def limits(self, *, per_minute: int | None, per_hour: int | None) -> None:
         """Set the secondary limit; None = off."""
         await self._control("POST", "limits", {"content_per_minute": per_minute, "content_per_hour": per_hour})

@@ -6,12 +6,10 @@ test lets pass with `advance`. A method runs from its first check to its last wr
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from prevue.clock import Clock, SystemClock
-from prevue.errors import StaleClaim, StateStoreUnavailable
+from prevue.errors import StaleClaim
 from prevue.lifecycle import Finish, Reason
 from prevue.model import (
     Action,
@@ -27,7 +25,6 @@ from prevue.model import (
 )
 from prevue.statestore.port import (
     Began,
-    ClaimLimits,
     ClaimStore,
     Dead,
     Done,
@@ -38,47 +35,18 @@ from prevue.statestore.port import (
     Outbox,
     OutboxItem,
     PreviewReader,
-    PreviewView,
-    RequestView,
     Superseded,
     SweepStore,
     Verdict,
 )
 from prevue.statestore.rules import STATUS, is_told, storable
-from prevue.testing.statestore_disk import (
-    NEVER,
-    LedgerRow,
-    OutboxRow,
-    PreviewRow,
-    RequestRow,
-    StateStoreDisk,
-    is_busy,
-    is_verify,
-    next_at,
-    notice_of,
-    request_view,
-)
+from prevue.testing.statestore_disk import NEVER, OutboxRow, PreviewRow, RequestRow, is_busy, is_verify, next_at, notice_of
+from prevue.testing.statestore_reader import FakeReader
+from prevue.testing.statestore_sweep import FakeSweep
 
 
-class FakeStateStore:
-    """ClaimStore, Outbox, SweepStore and PreviewReader on one disk."""
-
-    def __init__(
-        self,
-        disk: StateStoreDisk | None = None,
-        *,
-        limits: ClaimLimits | None = None,
-        cluster_name: str = "default",
-        clock: Clock | None = None,
-    ) -> None:
-        self.disk = disk if disk is not None else StateStoreDisk()
-        self.limits = limits if limits is not None else ClaimLimits()
-        self.cluster_name = cluster_name
-        self.clock: Clock = clock if clock is not None else SystemClock()
-
-    def advance(self, seconds: float) -> None:
-        """Let `seconds` pass on the database's clock, and on no other."""
-        self.disk.offset += timedelta(seconds=seconds)
+class FakeStateStore(FakeReader, FakeSweep):
+    """Every protocol of the port, on one disk."""
 
     # -- ClaimStore ------------------------------------------------------------------------------------------------------------------
 
@@ -142,6 +110,8 @@ class FakeStateStore:
             is_ready = finish.preview_state is PreviewState.READY
             preview.state = finish.preview_state
             preview.live, preview.url = (finish.live, finish.url) if is_ready else (None, "")
+        if finish.ttl_seconds is not None:
+            preview.expires_at = now + timedelta(seconds=finish.ttl_seconds) if finish.ttl_seconds > 0 else None
         self._end(request, finish.outcome, finish.reason, now, error=finish.error, url=finish.url, told=told)
 
     async def give_back(self, claim: Claim, *, delay: float, counted: bool, error: str) -> None:
@@ -159,6 +129,12 @@ class FakeStateStore:
         now = await self._begin_transaction()
         rows = [row for row in self._requests_of(key) if row.state is RequestState.WAITING and row.not_before <= now]
         return [row.message for row in sorted(rows, key=lambda row: (row.message.order, row.id), reverse=True)]
+
+    async def is_expired(self, claim: Claim) -> bool:
+        """By the database's clock."""
+        now = await self._begin_transaction()
+        preview = self._held(claim)
+        return preview.expires_at is not None and preview.expires_at <= now
 
     async def note(self, claim: Claim, event: str, details: dict[str, str | int | float | bool]) -> None:
         """One row in the ledger."""
@@ -181,18 +157,11 @@ class FakeStateStore:
 
     async def acquire_lane(self, installation_id: int, *, holder: str, seconds: float) -> bool:
         """Take or extend."""
-        now = await self._begin_transaction()
-        other, until = self.disk.lanes.get(installation_id, (holder, NEVER))
-        if other != holder and until > now:
-            return False
-        self.disk.lanes[installation_id] = (holder, now + timedelta(seconds=seconds))
-        return True
+        return await self.acquire_lease(f"outbox/{installation_id}", holder=holder, seconds=seconds)
 
     async def release_lane(self, installation_id: int, *, holder: str) -> None:
         """Give back."""
-        await self._begin_transaction()
-        if self.disk.lanes.get(installation_id, ("", NEVER))[0] == holder:
-            del self.disk.lanes[installation_id]
+        await self.release_lease(f"outbox/{installation_id}", holder=holder)
 
     async def due(self, installation_id: int, *, limit: int) -> list[OutboxItem]:
         """Outcomes, acknowledgements, verifications."""
@@ -234,9 +203,15 @@ class FakeStateStore:
         if item.is_verify:
             if row.version == item.version == row.sent_version:
                 row.verify_at, row.comment_id, row.attempts, row.error = None, comment_id, 0, ""
+                self._told(item, "comment_verified", comment_id, now)
         elif row.sent_version < item.version:
             row.sent_version, row.comment_id, row.attempts, row.error = item.version, comment_id, 0, ""
             row.verify_at = now + timedelta(seconds=self.limits.verify_after_seconds)
+            self._told(item, "comment_written", comment_id, now)
+
+    def _told(self, item: OutboxItem, event: str, comment_id: int, now: datetime) -> None:
+        text = item.notice.state.value
+        self._record(item.notice.request_id, None, event, now, comment_id=comment_id, text=text, version=item.version)
 
     async def postpone(self, item: OutboxItem, *, delay: float, error: str) -> None:
         """Later again."""
@@ -267,43 +242,6 @@ class FakeStateStore:
         for row in chosen:
             row.sent_at = now
         return [row.message for row in chosen]
-
-    # -- PreviewReader ---------------------------------------------------------------------------------------------------------------
-
-    async def previews(self, *, repo: str | None = None, limit: int = 100) -> list[PreviewView]:
-        """Newest change first."""
-        await self._begin_transaction()
-        rows = [row for row in self.disk.previews.values() if repo is None or row.repo.lower() == repo.lower()]
-        return [self._preview_view(row, 1) for row in sorted(rows, key=lambda row: row.changed_at, reverse=True)[:limit]]
-
-    async def preview(self, repo: str, pr_number: int) -> PreviewView | None:
-        """One preview."""
-        await self._begin_transaction()
-        row = self._find(repo, pr_number)
-        return self._preview_view(row, 100) if row is not None else None
-
-    async def dead_letters(self, *, limit: int = 100) -> list[RequestView]:
-        """Dead requests, newest first."""
-        await self._begin_transaction()
-        rows = [row for row in self.disk.requests.values() if row.state is RequestState.DEAD]
-        return [request_view(row) for row in sorted(rows, key=lambda row: (row.finished_at or NEVER, row.id), reverse=True)[:limit]]
-
-    async def dead_letter(self, request_id: int) -> RequestView | None:
-        """One dead request."""
-        await self._begin_transaction()
-        row = self.disk.requests.get(request_id)
-        return request_view(row) if row is not None and row.state is RequestState.DEAD else None
-
-    async def ledger(self, repo: str, pr_number: int) -> list[dict[str, str | int | float | bool | None]]:
-        """Oldest first."""
-        await self._begin_transaction()
-        preview = self._find(repo, pr_number)
-        ids = {row.id for row in self._requests_of(preview.key)} if preview is not None else set()
-        return [
-            {**row.details, "at": row.at.isoformat(), "request_id": row.request_id, "token": row.token, "event": row.event}
-            for row in self.disk.ledger
-            if row.request_id in ids
-        ]
 
     # -- pieces of T1 ----------------------------------------------------------------------------------------------------------------
 
@@ -419,24 +357,6 @@ class FakeStateStore:
 
     # -- small things ------------------------------------------------------------------------------------------------------------------
 
-    async def _begin_transaction(self) -> datetime:
-        """The database's time; other tasks may run before the transaction, none within it."""
-        await asyncio.sleep(0)
-        if self.disk.outage:
-            raise StateStoreUnavailable("the fake statestore is down")
-        return self.clock.now() + self.disk.offset
-
-    def _record(self, request_id: int, token: int | None, event: str, now: datetime, **details: str | float | bool) -> None:
-        kept = {name: storable(value) if isinstance(value, str) else value for name, value in details.items()}
-        self.disk.ledger.append(LedgerRow(request_id, token, event, now, kept))
-
-    def _requests_of(self, key: PreviewKey) -> list[RequestRow]:
-        return [row for row in self.disk.requests.values() if row.message.key == key]
-
-    def _find(self, repo: str, pr_number: int) -> PreviewRow | None:
-        rows = [row for row in self.disk.previews.values() if row.repo.lower() == repo.lower() and row.key.pr_number == pr_number]
-        return max(rows, key=lambda row: row.changed_at, default=None)
-
     def _installation(self, row: OutboxRow) -> int:
         return self.disk.requests[row.request_id].message.installation_id
 
@@ -447,26 +367,6 @@ class FakeStateStore:
             version=row.version,
             known_comment_id=row.comment_id,
             is_verify=is_verify(row),
-        )
-
-    def _preview_view(self, row: PreviewRow, requests_max: int) -> PreviewView:
-        requests = sorted(self._requests_of(row.key), key=lambda each: (each.message.order, each.id), reverse=True)
-        newest = requests[0]
-        return PreviewView(
-            repo=row.repo,
-            pr_number=row.key.pr_number,
-            state=row.state.value,
-            commit_sha=row.live.sha if row.live is not None else newest.message.commit_sha,
-            url=row.url,
-            namespace=row.namespace,
-            release=row.releases[0],
-            token=row.token,
-            attempts=newest.attempts,
-            error=newest.error,
-            repository_id=row.key.repository_id,
-            github_host=row.key.github_host,
-            cluster=row.cluster,
-            requests=[request_view(each) for each in requests[:requests_max]],
         )
 
 

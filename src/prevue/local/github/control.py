@@ -18,6 +18,7 @@ from starlette.routing import Route
 from prevue.local.github.avatar import avatar
 from prevue.local.github.ci import OnPush
 from prevue.testing.github import ControlError, Delivery, FakeGitHub, Fault, Issue
+from prevue.testing.github.delivery_log import short_delivery
 
 BODY_BYTES_MAX = 1_000_000
 PER_PAGE_DEFAULT = 30
@@ -97,6 +98,12 @@ class AddFault(msgspec.Struct, forbid_unknown_fields=True):
     after: bool = False
     message: str | None = None
     headers: dict[str, str] = {}
+
+
+class LoseWebhooks(msgspec.Struct, forbid_unknown_fields=True):
+    """`POST /_local/webhooks/lose`: the next happenings make no delivery; 0: none is lost any more."""
+
+    times: Annotated[int, msgspec.Meta(ge=0)] = 1
 
 
 class SetLimits(msgspec.Struct, forbid_unknown_fields=True):
@@ -208,7 +215,7 @@ def checked(handler: Handler) -> Handler:
     return answer
 
 
-def show_delivery(github: FakeGitHub, delivery: Delivery) -> dict[str, Any]:
+def show_delivery(delivery: Delivery) -> dict[str, Any]:
     """Return a delivery as the control path shows it: GitHub's own fields, the request, and the response (null: pending).
 
     `request.payload` is the decoded object, `request.body` the exact text that was signed.
@@ -216,7 +223,7 @@ def show_delivery(github: FakeGitHub, delivery: Delivery) -> dict[str, Any]:
     response = delivery.response
     body = delivery.payload.decode()
     return {
-        **github.render.delivery(delivery),
+        **short_delivery(delivery),
         "request": {"headers": dict(delivery.headers), "payload": msgspec.json.decode(body), "body": body},
         "response": None
         if response is None
@@ -346,6 +353,10 @@ def _fault_routes(desk: Desk) -> list[Route]:
         github.faults.clear()
         return Response(status_code=204)
 
+    async def lose_webhooks(request: Request) -> Response:
+        github.webhooks.losses = (await read_form(request, LoseWebhooks)).times
+        return Response(status_code=204)
+
     async def set_limits(request: Request) -> Response:
         form, limits = await read_form(request, SetLimits), github.rate_limits.limits
         for name in form.__struct_fields__:
@@ -358,6 +369,7 @@ def _fault_routes(desk: Desk) -> list[Route]:
         Route("/faults", add_fault, methods=["POST"]),
         Route("/faults", list_faults, methods=["GET"]),
         Route("/faults", clear_faults, methods=["DELETE"]),
+        Route("/webhooks/lose", lose_webhooks, methods=["POST"]),
         Route("/limits", set_limits, methods=["POST"]),
     ]
 
@@ -371,7 +383,7 @@ def _delivery_routes(desk: Desk) -> list[Route]:
             raise Refused(f"per_page {text!r} is not a number")
         event = request.query_params.get("event") or None
         found = github.webhooks.log(event=event, per_page=int(text))
-        return JSONResponse([show_delivery(github, delivery) for delivery in found])
+        return JSONResponse([show_delivery(delivery) for delivery in found])
 
     async def redeliver(request: Request) -> Response:
         guid = request.path_params["guid"]
@@ -379,7 +391,7 @@ def _delivery_routes(desk: Desk) -> list[Route]:
             delivery = github.webhooks.redeliver(guid)
         except KeyError as exc:
             raise Refused(f"no delivery {guid}", status=404) from exc
-        return JSONResponse(show_delivery(github, delivery), status_code=202)
+        return JSONResponse(show_delivery(delivery), status_code=202)
 
     async def picture(request: Request) -> Response:
         headers = {"cache-control": "max-age=86400"}

@@ -5,14 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select, union, update
-from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy import ColumnElement, and_, func, insert, select, union, update
 
 from prevue.model import Message, Notice, RequestState, decode_message
 from prevue.statestore.port import ClaimLimits, OutboxItem
 from prevue.statestore.postgres.claims import NOW
 from prevue.statestore.postgres.database import Database
-from prevue.statestore.postgres.tables import lease, outbox, preview, request
+from prevue.statestore.postgres.sweep import PostgresSweep
+from prevue.statestore.postgres.tables import ledger, outbox, preview, request
 from prevue.statestore.rules import storable
 
 _OPEN = (RequestState.WAITING.value, RequestState.CLAIMED.value)
@@ -22,7 +22,7 @@ _IS_TO_VERIFY = and_(outbox.c.sent_version == outbox.c.version, outbox.c.verify_
 _desired = request.alias("desired")
 
 
-class PostgresOutbox:
+class PostgresOutbox(PostgresSweep):
     """Outbox and SweepStore."""
 
     _database: Database
@@ -48,20 +48,12 @@ class PostgresOutbox:
         return None if seconds is None else max(0.0, float(seconds))
 
     async def acquire_lane(self, installation_id: int, *, holder: str, seconds: float) -> bool:
-        """One statement: taken where it is free, lapsed or ours."""
-        row = upsert(lease).values(name=_lane(installation_id), holder=holder, until=NOW + timedelta(seconds=seconds))
-        taken = row.on_conflict_do_update(
-            index_elements=["name"],
-            set_={"holder": row.excluded.holder, "until": row.excluded.until, "token": lease.c.token + 1},
-            where=or_(lease.c.holder == row.excluded.holder, lease.c.until <= NOW),
-        ).returning(lease.c.token)
-        async with self._database.statement() as connection:
-            return (await connection.scalar(taken)) is not None
+        """A lease of that name."""
+        return await self.acquire_lease(_lane(installation_id), holder=holder, seconds=seconds)
 
     async def release_lane(self, installation_id: int, *, holder: str) -> None:
         """Only ours."""
-        async with self._database.statement() as connection:
-            await connection.execute(delete(lease).where(lease.c.name == _lane(installation_id), lease.c.holder == holder))
+        await self.release_lease(_lane(installation_id), holder=holder)
 
     async def due(self, installation_id: int, *, limit: int) -> list[OutboxItem]:
         """Each row with its request as it is now, in one snapshot: the version that is reported sent is that of the text."""
@@ -86,7 +78,7 @@ class PostgresOutbox:
             return float(result.scalar_one())
 
     async def sent(self, item: OutboxItem, *, comment_id: int) -> None:
-        """Only upwards: a drainer that was overtaken marks nothing."""
+        """Only upwards: a drainer that was overtaken marks nothing. What was told stands in the ledger, once a version."""
         values: dict[str, Any] = {"comment_id": comment_id, "attempts": 0, "error": ""}
         statement = update(outbox).where(_row(item))
         if item.is_verify:
@@ -95,8 +87,12 @@ class PostgresOutbox:
             verify_at = NOW + timedelta(seconds=self._limits.verify_after_seconds)
             statement = statement.where(outbox.c.sent_version < item.version)
             statement = statement.values(**values, sent_version=item.version, verify_at=verify_at)
-        async with self._database.statement() as connection:
-            await connection.execute(statement)
+        async with self._database.transaction() as connection:
+            marked = (await connection.execute(statement)).rowcount
+            if marked:
+                event = "comment_verified" if item.is_verify else "comment_written"
+                details = {"comment_id": comment_id, "text": item.notice.state.value, "version": item.version}
+                await connection.execute(insert(ledger).values(request_id=item.notice.request_id, event=event, details=details))
 
     async def postpone(self, item: OutboxItem, *, delay: float, error: str) -> None:
         """A newer version is not held back by the failure of an older one."""
