@@ -56,7 +56,9 @@ async def test_close_whose_webhook_was_never_sent_leaves_nothing(stack: Any, git
     await github.close(pull)
     await until_gone(stack, namespace)
     await github.wait_answer(pull, "Preview removed", seconds=30)
-    assert await states(stack, pull) == [("comment", "deployed"), ("close", "destroyed")]
+    # A sweep by the rule that looked at the same moment may stand between them, superseded without a word.
+    ended = [one for one in await states(stack, pull) if one != ("sweep", "superseded")]
+    assert ended == [("comment", "deployed"), ("close", "destroyed")]
 
 
 async def test_namespace_that_is_left_after_a_teardown_is_swept(stack: Any, github: LocalGitHub, deploy: Callable[..., Any]) -> None:
