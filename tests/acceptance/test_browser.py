@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from prevue.local.client import LocalGitHub, wait_for
+from prevue.local.client import Failed, LocalGitHub, wait_for
 from prevue.local.cluster.packages import ensure_installed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.postgres, pytest.mark.browser, pytest.mark.timeout(600)]
@@ -66,6 +66,18 @@ class Page:
         )
         for kind in ("mousePressed", "mouseReleased"):
             await self._call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
+
+    async def click_until(self, element: str, happened: str) -> None:
+        """Click until the click has told: the conversation refreshes itself, and may move what is clicked just then."""
+        for tries_left in (2, 1, 0):
+            await self.click(element)
+            try:
+                await self.wait(happened, seconds=10)
+            except Failed:
+                if not tries_left:
+                    raise
+            else:
+                return
 
     async def type(self, text: str) -> None:
         """Type into what has the focus."""
@@ -122,9 +134,12 @@ async def test_a_person_asks_for_a_preview_and_looks_at_it(github: LocalGitHub, 
     pull = await github.open_pull()
     await page.open(f"{github.url}/{pull.repo}/pull/{pull.number}")
 
-    await page.click("document.querySelector('textarea[name=body]')")
+    await page.click_until("document.querySelector('textarea[name=body]')", "document.activeElement.name === 'body'")
     await page.type("/preview")
-    await page.click("[...document.querySelectorAll('form button.primary')].find(b => b.textContent === 'Comment')")
+    await page.click_until(
+        "[...document.querySelectorAll('form button.primary')].find(b => b.textContent === 'Comment')",
+        "[...document.querySelectorAll('p')].some(p => p.textContent.trim() === '/preview')",
+    )
 
     link = "[...document.querySelectorAll('a')].find(a => a.closest('article, .comment, li, section') && a.textContent === a.href"
     link += " && /Preview ready/.test(a.parentElement.textContent))"
