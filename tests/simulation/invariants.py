@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from prevue.model import Message, PreviewKey, RequestState, Source
+from prevue.model import Action, Message, PreviewKey, RequestState, Source
 from prevue.testing.cluster import Write
 from prevue.testing.github.records import Delivery
 from prevue.testing.statestore_disk import PreviewRow, RequestRow
@@ -243,6 +243,8 @@ class Oracle:
             self.report("ready_means_ready_at_that_commit", text)
 
     def _died(self, row: RequestRow) -> None:
+        if row.message.action is Action.DESTROY:
+            self.report("closed_pull_request_leaves_nothing", f"the teardown {row.id} is given up")
         spent = [grant for grant in self.grants.values() if grant.request_id == row.id and not grant.is_returned]
         for grant in spent:
             if not grant.is_excused:

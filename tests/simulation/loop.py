@@ -35,7 +35,7 @@ class Process:
         """The step after which `strike` is called: a crash or a stop at that await."""
         self.strike: Callable[[], None] = lambda: None
         self.wall_offset_seconds = 0.0
-        self._held: list[asyncio.Handle] = []
+        self._held: list[Call] = []
         self._tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
         self._graves: list[asyncio.Task[Any]] = []
         self._context = contextvars.copy_context()
@@ -45,9 +45,10 @@ class Process:
         """Run `work` as this process."""
         return self.loop.create_task(work, name=f"{self.name} {name}", context=self._context.copy())
 
-    def call_at(self, when: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+    def call_at(self, when: float, callback: Callable[[], None]) -> Call:
         """A timer of this process."""
-        return self.loop.call_at(when, callback, context=self._context.copy())
+        call: Call = self.loop.call_at(when, callback, context=self._context.copy())
+        return call
 
     def own(self, task: asyncio.Task[Any]) -> None:
         """Remember a task of this process."""
@@ -69,9 +70,34 @@ class Process:
         self.loop.ready.extend(self._held)
         self._held.clear()
 
-    def hold(self, handle: asyncio.Handle) -> None:
+    def hold(self, call: Call) -> None:
         """Keep a callback until `go_on`."""
-        self._held.append(handle)
+        self._held.append(call)
+
+
+class Call:
+    """A callback that is to run: asyncio's Handle, without what it does for debugging."""
+
+    __slots__ = ("args", "callback", "context", "is_cancelled", "moment")
+
+    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context | None, moment: float) -> None:
+        self.callback = callback
+        self.args = args
+        self.context = context if context is not None else contextvars.copy_context()
+        self.moment = moment
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        """It will not run; a timer is skipped when its time comes."""
+        self.is_cancelled = True
+
+    def cancelled(self) -> bool:
+        """As asyncio's."""
+        return self.is_cancelled
+
+    def when(self) -> float:
+        """As asyncio's."""
+        return self.moment
 
 
 _PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("simulated_process", default=None)
@@ -104,11 +130,11 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
 
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
-        self.ready: list[asyncio.Handle] = []
+        self.ready: list[Call] = []
         self.steps = 0
         self.after_step: Callable[[], None] = lambda: None
         self.errors: list[dict[str, Any]] = []
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timers: list[tuple[float, int, Call]] = []
         self._sequence = 0
         self._now = 0.0
         self._closed = False
@@ -127,27 +153,24 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     def is_closed(self) -> bool:
         return self._closed
 
-    def call_soon(self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, context)
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> Any:
+        call = Call(callback, args, context, self._now)
         if not self._closed:
-            self.ready.append(handle)
-        return handle
+            self.ready.append(call)
+        return call
 
     def call_later(
         self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
-    ) -> asyncio.TimerHandle:
+    ) -> Any:
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
-    ) -> asyncio.TimerHandle:
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
+    ) -> Any:
+        call = Call(callback, args, context, when)
         self._sequence += 1
-        heapq.heappush(self._timers, (when, self._sequence, handle))
-        return handle
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Cancelled timers are skipped when their time comes."""
+        heapq.heappush(self._timers, (when, self._sequence, call))
+        return call
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)
@@ -193,30 +216,31 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
             self._jump()
             return
         chosen = int(self.random.random() * len(ready))
-        handle, ready[chosen] = ready[chosen], ready[-1]
+        call, ready[chosen] = ready[chosen], ready[-1]
         ready.pop()
-        if handle._cancelled:  # type: ignore[attr-defined]  # what asyncio's own loops look at
+        if call.is_cancelled:
             return
-        process = handle._context.get(_PROCESS)  # type: ignore[attr-defined]  # the same
-        if process is None:
-            handle._run()
-        elif process.is_dead:
-            return
-        elif process.is_stopped:
-            process.hold(handle)
-            return
-        else:
+        process = call.context.get(_PROCESS)
+        if process is not None:
+            if process.is_dead:
+                return
+            if process.is_stopped:
+                process.hold(call)
+                return
             process.steps += 1
-            handle._run()
-            if process.steps == process.strike_at:
-                process.strike()
+        try:
+            call.context.run(call.callback, *call.args)
+        except Exception as exc:
+            self.errors.append({"message": "a callback failed", "exception": exc})
+        if process is not None and process.steps == process.strike_at:
+            process.strike()
         self.steps += 1
         self.after_step()
 
     def _jump(self) -> None:
         """Time goes on to the next timer; all timers of that moment become ready together."""
         timers = self._timers
-        while timers and timers[0][2]._cancelled:  # type: ignore[attr-defined]  # what asyncio's own loops look at
+        while timers and timers[0][2].is_cancelled:
             heapq.heappop(timers)
         if not timers:
             raise RuntimeError("the simulated world stands still: nothing is ready and no timer is set")

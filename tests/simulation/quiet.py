@@ -77,6 +77,9 @@ class QuietCheck:
     def check(self) -> None:
         """All of them; what is broken is reported."""
         self._accepted()
+        names = [row.namespace for row in self._world.store.previews.values()]
+        if len(set(names)) < len(names):
+            self._report("names_are_injective", f"two previews have one namespace: {', '.join(sorted(names))}")
         for pull in self._world.people.pulls:
             key = PreviewKey("github.com", pull.repository_id, pull.number)
             rows = self._rows.get(key, [])

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 import structlog
 
 from prevue.queue.port import Enqueued
+from prevue.sweeper import outbox
 from tests.simulation.invariants import Violation
 from tests.simulation.quiet import QuietCheck, snapshot, unquiet
-from tests.simulation.world import Settings, World
+from tests.simulation.world import LANE_SECONDS, UNREACHABLE_SECONDS, Settings, World
 
 QUIET_WITHIN_SECONDS = 1800.0
 """Virtual time from the end of all faults until nothing is left to do: poison spends its attempts one lease at a time."""
@@ -43,6 +44,8 @@ def prepare() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL), cache_logger_on_first_use=True)
     sys.unraisablehook = lambda _: None  # coroutines of killed processes are thrown away in the middle of an await
     logging.disable(logging.CRITICAL)
+    # Times of the outbox, in proportion to the shorter lease; see `world.Numbers`.
+    outbox.LANE_SECONDS, outbox.UNREACHABLE_SECONDS = LANE_SECONDS, UNREACHABLE_SECONDS
     gc.disable()
     gc.freeze()
 
@@ -74,7 +77,7 @@ async def _story(world: World) -> None:
     world.start()
     await world.people.act()
     await asyncio.sleep(world.random.uniform(0, 20))
-    world.faults.stop()
+    world.heal()
     await _become_quiet(world)
     QuietCheck(world).check()
     before = snapshot(world)

@@ -48,6 +48,10 @@ from tests.simulation.wire import WebhookWire
 
 SECRET = "simulated-secret"
 GRACE_SECONDS = 5.0
+LANE_SECONDS = 12.0
+VERIFY_SECONDS = LANE_SECONDS + 20.0
+"""The lane's lease and the longest that a request to GitHub can be under way."""
+UNREACHABLE_SECONDS = 60.0
 
 _key: list[AppKey] = []
 
@@ -157,14 +161,14 @@ class World:
         )
         self.numbers = Numbers.draw(self.random)
         self.limits = ClaimLimits(
-            lease_seconds=self.numbers.lease_seconds, attempts_max=self.numbers.attempts_max, acknowledge_after_seconds=5, verify_after_seconds=50
+            lease_seconds=self.numbers.lease_seconds, attempts_max=self.numbers.attempts_max, acknowledge_after_seconds=5, verify_after_seconds=VERIFY_SECONDS
         )
         self.clock = SimulatedClock(self.loop)
         self.faults = Faults(swarm=swarm, random=self.random, now=self.loop.time, trace=self.trace)
         self.github = FakeGitHub(now=self.clock.now, public_key=app_key().public_pem, webhook_secret=SECRET, seed=seed)
         self.queue = QueueDisk()
         self.store = StateStoreDisk()
-        lag = self.random.choice((0.0, 0.02, 0.3))
+        lag = self.random.choice((0.0, 0.02, 0.3, 1.5))
         self.cluster = FakeClusterState(clock=self.clock, policy=swarm.has_policy, fence_lag_seconds=lag)
         self.cluster.delete_seconds = self.numbers.delete_seconds
         if lag:
@@ -310,6 +314,7 @@ class World:
             return
         self.trace(f"end {deployer.process.name}")
         deployer.process.kill()
+        deployer.helm.crash()
         await asyncio.sleep(1)
         self._start_deployer(index)
 
@@ -379,6 +384,12 @@ class World:
                 self.trace(f"continue {process.name}")
                 self.oracle.excuse(process)
                 process.go_on()
+
+    def heal(self) -> None:
+        """The faults are over: nothing new goes wrong, and clocks are set right."""
+        self.faults.stop()
+        for process in [*(app.process for app in self.apps), *(deployer.process for deployer in self.deployers)]:
+            process.wall_offset_seconds = 0.0
 
     # -- what is deployed ---------------------------------------------------------------------------------------------
 
