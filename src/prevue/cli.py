@@ -53,6 +53,9 @@ class Common:
 
 DEFAULTS = Common()
 Json = Annotated[bool, Parameter(name="--json", help="Print JSON, for programs.")]
+PollDeliveries = Annotated[
+    bool, Parameter(help="Read webhook deliveries from GitHub's log instead of having them sent: needs no public address.")
+]
 Limit = Annotated[int, Parameter(help="At most so many.")]
 
 
@@ -66,12 +69,23 @@ def github_app(*, common: Common = DEFAULTS) -> None:
 
 
 @app.command
-def deployer(*, common: Common = DEFAULTS) -> None:
-    """Run a deployer: takes requests from the queue and carries them out."""
+def deployer(*, poll_deliveries: PollDeliveries = False, common: Common = DEFAULTS) -> None:
+    """Run a deployer: takes requests from the queue and carries them out; with a sweeper beside it (deployer.sweeper)."""
     loaded = _ready(common, "deployer")
+    if poll_deliveries and not loaded.settings.deployer.sweeper:
+        raise ConfigError("--poll-deliveries: deployer.sweeper is false here; give the option to `prevue sweeper`")
     from prevue.wiring.deployer import run
 
-    run(loaded.settings)
+    run(loaded.settings, poll_deliveries=poll_deliveries)
+
+
+@app.command
+def sweeper(*, poll_deliveries: PollDeliveries = False, common: Common = DEFAULTS) -> None:
+    """Run a sweeper by itself: repairs what was lost, removes what should not stand, tells what is to be told; one is active at a time."""
+    loaded = _ready(common, "sweeper")
+    from prevue.wiring.sweeper import run
+
+    run(loaded.settings, poll_deliveries=poll_deliveries)
 
 
 @app.command

@@ -96,10 +96,31 @@ class DeployerSettings(Struct, frozen=True, kw_only=True):
     """The outbox's content writes a minute and installation; with the App's 30 below GitHub's 80."""
     comments_per_hour: int = 400
     """The same an hour; with the App's 100 at GitHub's 500."""
+    sweeper: bool = True
+    """Run a sweeper beside the deployer; of all that run, one is active. false: `prevue sweeper` runs somewhere, or nothing is repaired."""
     health_host: str = "127.0.0.1"
     """Address of the deployer's /healthz and /readyz."""
     health_port: int = 0
     """Port of the deployer's /healthz and /readyz; 0 = none."""
+
+
+class SweeperSettings(Struct, frozen=True, kw_only=True):
+    """The sweeper, in a deployer or as a process of its own: how often each of its rules runs (docs/protocol, section 6)."""
+
+    deliveries_seconds: float = 15
+    """How often GitHub's log is searched for deliveries that the App did not take. A call or two each, of the App's own 5,000 an hour."""
+    poll_seconds: float = 3
+    """How often deliveries are read with --poll-deliveries."""
+    comments_seconds: float = 60
+    """How often comments are searched for commands that no delivery brought: a call a repository, thirty repositories at a time."""
+    previews_seconds: float = 60
+    """How often previews are compared with GitHub and the cluster: closed pull requests, orphaned namespaces."""
+    expiry_seconds: float = 30
+    """How often previews are looked for whose time to live is over."""
+    alarm_seconds: float = 60
+    """How often it is checked whether something needs an operator."""
+    overdue_seconds: float = 3600
+    """A request that is open for longer is an alarm: longer than readiness, image and all attempts together usually take."""
 
 
 class ClusterSettings(Struct, frozen=True, kw_only=True):
@@ -152,6 +173,8 @@ class PreviewSettings(Struct, frozen=True, kw_only=True):
     """How long workloads may take to become ready; then the request fails, with the reason."""
     image_wait_seconds: float = 600
     """How long the commit's own image is waited for, since CI may still be building it."""
+    ttl_seconds: float = 0
+    """How long a preview stays after its last deploy, then the sweeper removes it; 0: until its pull request is closed."""
 
 
 class RepositorySettings(Struct, frozen=True, kw_only=True):
@@ -172,6 +195,8 @@ class RepositorySettings(Struct, frozen=True, kw_only=True):
     readiness_timeout_seconds: float | None = None
     """See defaults."""
     image_wait_seconds: float | None = None
+    """See defaults."""
+    ttl_seconds: float | None = None
     """See defaults."""
 
 
@@ -197,6 +222,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     """The GitHub App's process."""
     deployer: DeployerSettings = DeployerSettings()
     """The deployer's process."""
+    sweeper: SweeperSettings = SweeperSettings()
+    """The sweeper."""
     cluster: ClusterSettings = ClusterSettings()
     """The cluster."""
     log: LogSettings = LogSettings()

@@ -20,6 +20,8 @@ class Reason(StrEnum):
     NEWER_REQUEST = "newer_request"
     PULL_REQUEST_CLOSED = "pull_request_closed"
     PULL_REQUEST_OPEN = "pull_request_open"
+    NOT_EXPIRED = "not_expired"
+    EXPIRED = "expired"
     PERMISSION_LOST = "permission_lost"
     FORK = "fork"
     NOT_CONFIGURED = "not_configured"
@@ -46,21 +48,36 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True):
     """For the request's comment; becomes the preview's when `preview_state` is READY."""
     tell: bool = True
     """Whether an outbox row is written."""
+    ttl_seconds: float | None = None
+    """The preview expires so long after this finish; 0: never, None: as before."""
 
 
-def deployed(live: Live, url: str) -> Finish:
+def deployed(live: Live, url: str, *, ttl_seconds: float = 0) -> Finish:
     """Read back as deployed at that commit, workloads ready, URL answered."""
-    return Finish(outcome=RequestState.DEPLOYED, reason=Reason.READY, preview_state=PreviewState.READY, live=live, url=url)
+    return Finish(
+        outcome=RequestState.DEPLOYED,
+        reason=Reason.READY,
+        preview_state=PreviewState.READY,
+        live=live,
+        url=url,
+        ttl_seconds=ttl_seconds,
+    )
 
 
-def already_live(url: str) -> Finish:
-    """The preview serves this commit with these values already: no Helm ran, what is live stays."""
-    return Finish(outcome=RequestState.DEPLOYED, reason=Reason.ALREADY_LIVE, url=url)
+def already_live(url: str, *, ttl_seconds: float = 0) -> Finish:
+    """The preview serves this commit with these values already: no Helm ran, what is live stays, and lives on."""
+    return Finish(outcome=RequestState.DEPLOYED, reason=Reason.ALREADY_LIVE, url=url, ttl_seconds=ttl_seconds)
 
 
-def failed(reason: Reason, error: str, *, began: bool) -> Finish:
-    """The chart's or the app's fault. What is live is unknown once Helm may have run (`began`)."""
-    return Finish(outcome=RequestState.FAILED, reason=reason, error=error, preview_state=PreviewState.FAILED if began else None)
+def failed(reason: Reason, error: str, *, began: bool, ttl_seconds: float = 0) -> Finish:
+    """The chart's or the app's fault. What is live is unknown once Helm may have run (`began`), and its remains expire too."""
+    return Finish(
+        outcome=RequestState.FAILED,
+        reason=reason,
+        error=error,
+        preview_state=PreviewState.FAILED if began else None,
+        ttl_seconds=ttl_seconds if began else None,
+    )
 
 
 def rejected(reason: Reason, error: str) -> Finish:
@@ -75,4 +92,4 @@ def superseded(reason: Reason = Reason.NEWER_REQUEST, *, tell: bool = True) -> F
 
 def torn_down(outcome: RequestState, reason: Reason, *, tell: bool) -> Finish:
     """Release and namespace are gone: the tombstone. A deploy on a closed pull request ends here as `superseded`."""
-    return Finish(outcome=outcome, reason=reason, preview_state=PreviewState.DESTROYED, tell=tell)
+    return Finish(outcome=outcome, reason=reason, preview_state=PreviewState.DESTROYED, tell=tell, ttl_seconds=0)

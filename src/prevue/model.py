@@ -80,6 +80,11 @@ class Order(NamedTuple):
     rank: int
     tie: int
 
+    @property
+    def text(self) -> str:
+        """The order as part of an identity: stable, and never read back."""
+        return f"{self.at.astimezone(UTC).isoformat()}/{self.rank}/{self.tie}"
+
 
 class PreviewKey(NamedTuple):
     """The identity of a preview: one pull request of one repository (numeric id: it survives a rename) on one GitHub host."""
@@ -111,7 +116,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     """`X-GitHub-Delivery`, carried through logs as the correlation id."""
     requested_by: str = ""
     requested_at: datetime | None = None
-    """The order's time: the comment's `created_at` or the pull request's `closed_at`."""
+    """The order's time: the comment's `created_at` or the pull request's `closed_at`; of one of ours that of what it repeats."""
+    rank: int = 0
+    """With `tie`, the rest of the order that a replay, sweep or expiry repeats; other sources have theirs from GitHub's facts."""
+    tie: int = 0
     source: Source | None = None
     source_id: str = ""
     github_host: str = GITHUB_COM
@@ -137,9 +145,16 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         """`source_id`, or what its absence means; empty where it must first be read from GitHub."""
         if self.source_id:
             return self.source_id
-        if self.effective_source is Source.COMMENT:
-            return str(self.comment_id)
-        return format_time(self.requested_at) if self.requested_at else ""
+        match self.effective_source:
+            case Source.COMMENT:
+                return str(self.comment_id)
+            case Source.CLOSE if self.requested_at:
+                return format_time(self.requested_at)
+            case Source.PUSH if self.requested_at:
+                return f"{self.commit_sha}@{format_time(self.requested_at)}"
+            case _:
+                # A replay, sweep or expiry is made by us and says what it repeats.
+                return ""
 
     @property
     def is_complete(self) -> bool:
@@ -165,9 +180,51 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         """
         if self.requested_at is None:
             raise MessageInvalid("requested_at is absent: read it from GitHub before registering")
-        if self.effective_source is Source.CLOSE:
-            return Order(self.requested_at, 1, 0)
-        return Order(self.requested_at, 0, self.comment_id if self.effective_source is Source.COMMENT else 0)
+        match self.effective_source:
+            case Source.CLOSE:
+                return Order(self.requested_at, 1, 0)
+            case Source.COMMENT:
+                return Order(self.requested_at, 0, self.comment_id)
+            case Source.REPLAY | Source.SWEEP | Source.EXPIRY:
+                return Order(self.requested_at, self.rank, self.tie)
+            case Source.PUSH:
+                return Order(self.requested_at, 0, 0)
+
+
+def repeating(message: Message, *, source: Source, source_id: str, order: Order) -> Message:
+    """`message` as a request of ours that takes `order` over: equal to what it repeats, so that it neither supersedes nor is superseded."""
+    return msgspec.structs.replace(
+        message, source=source, source_id=source_id, requested_at=order.at, rank=order.rank, tie=order.tie, delivery_id=""
+    )
+
+
+def replay_of(request_id: int, message: Message) -> Message:
+    """The dead request `request_id` once more, as a new request (protocol, section 1)."""
+    return repeating(message, source=Source.REPLAY, source_id=str(request_id), order=message.order)
+
+
+def destroy_request(
+    key: PreviewKey, *, repo: str, installation_id: int, source: Source, source_id: str = "", order: Order, requested_by: str = ""
+) -> Message:
+    """A destroy that no command asked for: a close, a sweep or an expiry."""
+    return Message(
+        # The record's key without a commit: a destroy is about whatever runs.
+        idempotency_key=idempotency_key(repo, key.pr_number, ""),
+        repo=repo,
+        pr_number=key.pr_number,
+        commit_sha="",
+        installation_id=installation_id,
+        comment_id=0,
+        action=Action.DESTROY,
+        repository_id=key.repository_id,
+        requested_by=requested_by,
+        requested_at=order.at,
+        rank=0 if source is Source.CLOSE else order.rank,
+        tie=0 if source is Source.CLOSE else order.tie,
+        source=source,
+        source_id=source_id or format_time(order.at),
+        github_host=key.github_host,
+    )
 
 
 _encoder = msgspec.json.Encoder()

@@ -17,8 +17,8 @@ from prevue.errors import ConfigError
 from prevue.settings import config_error, laid_over
 from prevue.values import check_template, check_values
 
-Process = Literal["github-app", "deployer", "operator", "render"]
-PROCESSES: tuple[Process, ...] = ("github-app", "deployer", "operator", "render")
+Process = Literal["github-app", "deployer", "sweeper", "operator", "render"]
+PROCESSES: tuple[Process, ...] = ("github-app", "deployer", "sweeper", "operator", "render")
 """`operator`: migrate, previews, dead-letters."""
 
 URL_SOURCES = ("template", "node_port", "ingress", "load_balancer")
@@ -55,19 +55,23 @@ def problems(settings: Settings, *, process: Process, places: Mapping[str, str] 
     """All errors and all warnings."""
     checker = _Checker(settings, places or {})
     checker.log()
-    if process in ("github-app", "deployer", "render"):
+    if process in ("github-app", "deployer", "sweeper", "render"):
         checker.github_identity()
     if process == "github-app":
         checker.webhook()
         checker.app()
-    if process in ("github-app", "deployer"):
+    if process in ("github-app", "deployer", "sweeper"):
         checker.url("queue.url", settings.queue.url, QUEUE_SCHEMES)
         checker.budgets()
-    if process in ("deployer", "operator"):
+    if process in ("deployer", "sweeper", "operator"):
         checker.url("statestore.url", settings.statestore.url, STATESTORE_SCHEMES)
     if process == "deployer":
         checker.deployer()
         checker.takeover()
+    if process in ("deployer", "sweeper"):
+        checker.sweeper()
+    if process == "sweeper":
+        checker.cluster(kubeconfig=True)
     if process in ("deployer", "render"):
         checker.cluster(kubeconfig=process == "deployer")
         checker.previews()
@@ -203,6 +207,12 @@ class _Checker:
             )
         self._range("deployer.health_port", deployer.health_port, 0, 65535)
 
+    def sweeper(self) -> None:
+        for name in self.settings.sweeper.__struct_fields__:
+            value = getattr(self.settings.sweeper, name)
+            if value <= 0:
+                self._error(f"sweeper.{name}", f"expected more than 0 s, got {value:g}")
+
     def takeover(self) -> None:
         """How soon another deployer goes on after a crash: a goal, so it only warns."""
         deployer = self.settings.deployer
@@ -263,6 +273,7 @@ class _Checker:
         if preview.readiness_timeout_seconds <= 0:
             self._error(self._where(at, "readiness_timeout_seconds"), f"expected more than 0 s, got {preview.readiness_timeout_seconds:g}")
         self._range(self._where(at, "image_wait_seconds"), preview.image_wait_seconds, 0, unit=" s")
+        self._range(self._where(at, "ttl_seconds"), preview.ttl_seconds, 0, unit=" s")
         self._chart(preview.chart, self._where(at, "chart"))
         try:
             check_values(preview.values)

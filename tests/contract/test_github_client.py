@@ -11,7 +11,7 @@ import pytest
 
 from prevue.config import GitHubSettings
 from prevue.github.client import GitHubClient
-from prevue.github.port import GitHub, Permission
+from prevue.github.port import GitHub, GitHubApp, Permission, Repositories
 from prevue.testing.contracts.github_description import ContractMismatch, GitHubDescription, ValidatingTransport
 from prevue.testing.github import FakeGitHub
 from prevue.testing.github.app_key import AppKey
@@ -73,9 +73,28 @@ async def test_every_request_of_the_client_is_as_github_describes_it(bench: Benc
         await client.react(where, REPO, command.id, "eyes")
         await client.react(where, REPO, command.id, "eyes")
         await client.delete_comment(where, REPO, ours.id)
+        (repository,) = await client.repositories()
+        assert (repository.full_name, repository.installation_id) == (REPO, where)
+        page = await client.deliveries()
+        assert (len(page.deliveries), page.deliveries[0].is_pending, page.deliveries[0].is_delivered) == (100, True, False)
+        last = await client.deliveries(older=page.older)
+        assert (last.older, last.deliveries[-1].event, last.deliveries[-1].action) == ("", "pull_request", "opened")
+        assert b'"opened"' in await client.delivery_payload(last.deliveries[-1].id)
+        await client.redeliver(last.deliveries[-1].id)
+        assert (await client.deliveries()).deliveries[0].guid == last.deliveries[-1].guid
+        assert await client.open_pull_requests(where, REPO) == {number}
+        scanned = await client.comments_since(where, REPO, command.created_at)
+        assert (scanned[0].id, scanned[0].author, scanned[0].pr_number, scanned[0].body) == (command.id, "writer", number, "/preview")
+        assert (len(scanned), scanned[0].is_bot, scanned[0].is_edited) == (102, False, False)
     assert bench.transport.mismatches == []
-    methods = {name for name in vars(GitHub) if not name.startswith("_")}
+    methods = {name for port in (GitHub, GitHubApp, Repositories) for name in vars(port) if not name.startswith("_")}
     assert methods == {
+        "repositories",
+        "deliveries",
+        "delivery_payload",
+        "redeliver",
+        "open_pull_requests",
+        "comments_since",
         "pull_request",
         "permission",
         "comment",

@@ -97,6 +97,7 @@ def test_every_route_answers_as_github_describes_it(world: World) -> None:
             201,
         ),
         (lambda: world.ask_as_app("GET", "/app/hook/deliveries", query="per_page=2"), 200),
+        (lambda: world.ask_as_app("GET", f"/app/hook/deliveries/{world.github.webhooks.log()[0].id}"), 200),
         (lambda: world.ask_as_app("POST", f"/app/hook/deliveries/{world.github.webhooks.log()[0].id}/attempts"), 202),
         (lambda: world.ask("GET", "/installation/repositories"), 200),
         (lambda: world.ask("GET", "/rate_limit"), 200),

@@ -16,6 +16,7 @@ from prevue.statestore.postgres import PostgresStateStore
 from prevue.testing.contracts.outbox import OutboxContract
 from prevue.testing.contracts.statestore import ClaimContract
 from prevue.testing.contracts.statestore_harness import LIMITS, Rows, StateStoreHarness, Store
+from prevue.testing.contracts.sweep import SweepContract
 from prevue.testing.proxy import Proxy
 from prevue.testing.statestore import FakeStateStore
 from prevue.testing.statestore_disk import StateStoreDisk
@@ -53,8 +54,8 @@ class PostgresHarness:
     """Time passes by moving the rows' times back; the network between is a proxy that can be cut."""
 
     TIMES: ClassVar[dict[str, list[str]]] = {
-        "preview": ["lease_until", "helm_deadline", "changed_at"],
-        "request": ["not_before", "sent_at"],
+        "preview": ["lease_until", "helm_deadline", "changed_at", "expires_at"],
+        "request": ["not_before", "sent_at", "registered_at"],
         "outbox": ["due_at", "verify_at"],
         "lease": ["until"],
         "content_write": ["at"],
@@ -77,7 +78,7 @@ class PostgresHarness:
             await self.connection.execute(f"UPDATE {table} SET {moves}", seconds)
 
     async def rows(self) -> Rows:
-        tables = ("request", "preview", "outbox", "lease", "ledger", "content_write")
+        tables = ("request", "preview", "outbox", "lease", "ledger", "content_write", "cursor")
         return {table: [tuple(row) for row in await self.connection.fetch(f"SELECT * FROM {table} ORDER BY 1, 2, 3")] for table in tables}
 
     @asynccontextmanager
@@ -113,9 +114,17 @@ class TestFakeOutbox(Fake, OutboxContract):
     pass
 
 
+class TestFakeSweep(Fake, SweepContract):
+    pass
+
+
 class TestPostgresClaims(Postgres, ClaimContract):
     pass
 
 
 class TestPostgresOutbox(Postgres, OutboxContract):
+    pass
+
+
+class TestPostgresSweep(Postgres, SweepContract):
     pass

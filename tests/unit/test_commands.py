@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prevue.github_app.commands import Command, parse
+from prevue.commands import Command, parse
 
 BARE = Command()
 

@@ -354,3 +354,33 @@ async def test_message_of_an_older_app_is_completed_from_github(world: World, de
     bare = msgspec.structs.replace(message, repository_id=0, requested_by="", requested_at=None, source=None, source_id="")
     assert await deployer.worker.handle(bare) == Done()
     assert world.state(message) is RequestState.DEPLOYED
+
+
+async def test_release_that_is_not_ours_is_left_alone(world: World, deployer: FakeDeployer) -> None:
+    number = world.open_pull_request()
+    message = world.command(number)
+    await deployer.worker.handle(message)
+    namespace = world.cluster.namespaces[preview_of(world, message).namespace]
+    for revision in namespace.releases["preview-pr-1"]:
+        revision.labels.clear()
+    world.values = {"changed": True}
+    before = len(world.cluster.journal)
+    again = world.command(number)
+    await deployer.worker.handle(again)
+    assert (world.state(again), world.request(again).reason) == (RequestState.FAILED, Reason.NAMESPACE_FOREIGN)
+    assert len(world.cluster.journal) == before
+    assert preview_of(world, message).live is not None  # nothing was begun, so what is live is still known
+
+
+async def test_release_of_another_chart_is_not_upgraded(world: World, deployer: FakeDeployer) -> None:
+    number = world.open_pull_request()
+    await deployer.worker.handle(world.command(number))
+    world.chart_name, world.values = "other", {"changed": True}
+    before = len(world.cluster.journal)
+    again = world.command(number)
+    await deployer.worker.handle(again)
+    assert (world.state(again), world.request(again).reason) == (RequestState.FAILED, Reason.NAMESPACE_FOREIGN)
+    assert "made from the chart hello" in world.request(again).error
+    assert len(world.cluster.journal) == before
+    await deployer.worker.handle(world.close(number))
+    assert world.cluster.namespaces == {}

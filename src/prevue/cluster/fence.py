@@ -14,9 +14,9 @@ from hashlib import sha256
 import msgspec
 import structlog
 
-from prevue.cluster.api import MERGE_PATCH, METADATA_ONLY, Api, ApiError, as_claim
-from prevue.cluster.objects import Meta, Metadata
-from prevue.cluster.port import FENCE_ANNOTATION, Fence, FenceKind
+from prevue.cluster.api import MERGE_PATCH, METADATA_LIST_ONLY, METADATA_ONLY, Api, ApiError, as_claim
+from prevue.cluster.objects import Meta, Metadata, MetadataList
+from prevue.cluster.port import FENCE_ANNOTATION, Fence, FenceKind, OwnedNamespace
 from prevue.cluster.watches import Watches
 from prevue.errors import ClusterUnavailable, NamespaceForeign, NamespaceTerminating, StaleClaim
 from prevue.model import PreviewKey
@@ -232,6 +232,27 @@ class Fences:
         if meta.uid != fence.uid or meta.annotations.get(FENCE_ANNOTATION) != str(fence.token):
             raise StaleClaim(f"the namespace {fence.namespace} is another claim's by now")
         return None if meta.deletion_timestamp else meta.resource_version
+
+
+async def list_owned(api: Api) -> list[Meta]:
+    """Metadata of every namespace with our label, in one list from the API server, not from a watch."""
+    path = f"/api/v1/namespaces?labelSelector={LABEL_MANAGED.replace('/', '%2F')}%3Dtrue"
+    found = await api.get(path, MetadataList, accept=METADATA_LIST_ONLY)
+    return [item.metadata for item in found.items or ()]
+
+
+def owned_namespace(meta: Meta, github_host: str) -> OwnedNamespace | None:
+    """None: it is about another host, or its labels are not of our making."""
+    repository, number = meta.labels.get(LABEL_REPOSITORY, ""), meta.labels.get(LABEL_PULL_REQUEST, "")
+    if meta.labels.get(LABEL_HOST) != _label_value(github_host) or not (repository.isdecimal() and number.isdecimal()):
+        return None
+    return OwnedNamespace(
+        name=meta.name,
+        uid=meta.uid,
+        key=PreviewKey(github_host, int(repository), int(number)),
+        fence=fence_of(meta),
+        is_terminating=bool(meta.deletion_timestamp),
+    )
 
 
 def fence_of(meta: Meta) -> int:

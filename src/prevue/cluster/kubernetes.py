@@ -18,8 +18,19 @@ import structlog
 
 from prevue.cluster import inspection
 from prevue.cluster.api import Access, Api, ApiError, claim_kubeconfig, load_access
-from prevue.cluster.fence import Fences
-from prevue.cluster.port import Cluster, ClusterInspector, Fence, FenceKind, Finding, ReadyLimits, ReleaseRecord, UrlSource
+from prevue.cluster.fence import Fences, fence_of, list_owned, owned_namespace
+from prevue.cluster.port import (
+    Cluster,
+    ClusterInspector,
+    Fence,
+    FenceKind,
+    Finding,
+    NamespaceList,
+    OwnedNamespace,
+    ReadyLimits,
+    ReleaseRecord,
+    UrlSource,
+)
 from prevue.cluster.readiness import Readiness
 from prevue.cluster.releases import Releases
 from prevue.cluster.urls import Urls
@@ -109,6 +120,15 @@ class KubernetesCluster:
         with _translated(f"the namespace {fence.namespace} cannot be deleted"):
             await self._fences.delete(fence, timeout_seconds=timeout_seconds)
 
+    async def owned(self, github_host: str) -> list[OwnedNamespace]:
+        with _translated("the namespaces cannot be listed"):
+            found = [owned_namespace(meta, github_host) for meta in await list_owned(self._api)]
+        return [one for one in found if one is not None]
+
+    async def highest_fence(self) -> int:
+        with _translated("the namespaces cannot be listed"):
+            return max((fence_of(meta) for meta in await list_owned(self._api)), default=0)
+
     async def fence_kind(self) -> FenceKind:
         kind = await self._fences.kind()
         self._kind, self._kind_until = kind, time.monotonic() + RECHECK_SECONDS
@@ -135,3 +155,4 @@ def _translated(what: str) -> Iterator[None]:
 if TYPE_CHECKING:
     _cluster: type[Cluster] = KubernetesCluster
     _inspector: type[ClusterInspector] = KubernetesCluster
+    _list: type[NamespaceList] = KubernetesCluster

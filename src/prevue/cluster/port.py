@@ -18,6 +18,7 @@ FENCE_ANNOTATION = "prevue.dev/fence"
 LABEL_REQUEST = "prevue.dev/request"
 LABEL_COMMIT = "prevue.dev/commit"
 LABEL_DIGEST = "prevue.dev/digest"
+LABEL_CHART = "prevue.dev/chart"
 LABEL_TOKEN = "prevue.dev/token"  # noqa: S105  the name of a label
 
 
@@ -125,6 +126,29 @@ class Cluster(Protocol):
 
     async def manifest(self, fence: Fence, name: str) -> str:
         """The manifest that the newest revision's Secret holds: what `wait_ready` looks at for a release that is live already."""
+        ...
+
+
+class OwnedNamespace(msgspec.Struct, frozen=True, kw_only=True):
+    """A namespace with our label, as a list shows it: nothing may be changed on this alone."""
+
+    name: str
+    uid: str
+    key: PreviewKey
+    fence: int
+    """The annotation; 0 where it is absent or no number."""
+    is_terminating: bool
+
+
+class NamespaceList(Protocol):
+    """What the sweeper and a start after a restore read of the whole cluster."""
+
+    async def owned(self, github_host: str) -> list[OwnedNamespace]:
+        """Every namespace with our labels that is about a pull request on `github_host`."""
+        ...
+
+    async def highest_fence(self) -> int:
+        """The largest annotation of any namespace with our label, whatever its host; 0: there is none."""
         ...
 
 

@@ -15,6 +15,7 @@ import structlog
 from prevue import lifecycle
 from prevue.clock import Clock
 from prevue.cluster.port import (
+    LABEL_CHART,
     LABEL_COMMIT,
     LABEL_DIGEST,
     LABEL_REQUEST,
@@ -95,10 +96,37 @@ class Pipeline:
         times = StepTimes(self._clock)
         try:
             if claim.message.action is Action.DESTROY:
-                return await self._teardown(claim, times, RequestState.DESTROYED, Reason.TORN_DOWN)
+                return await self._destroy(claim, times)
             return await self._deploy(claim, times)
         finally:
             await self._note_times(claim, times)
+
+    async def _destroy(self, claim: Claim, times: StepTimes) -> Finish:
+        """A close is carried out as it is; what the sweeper asked for is looked at again first (step 2)."""
+        source = claim.message.effective_source
+        if source in (Source.SWEEP, Source.EXPIRY):
+            with times.step("look_again"):
+                gone = await self._reason_is_gone(claim)
+            if gone is not None:
+                return lifecycle.superseded(gone, tell=False)
+        reason = Reason.EXPIRED if source is Source.EXPIRY else Reason.TORN_DOWN
+        return await self._teardown(claim, times, RequestState.DESTROYED, reason)
+
+    async def _reason_is_gone(self, claim: Claim) -> Reason | None:
+        """Whether rule 3's or rule 5's reason does not hold any more. What is live is *unknown*: somebody has begun, so go on.
+
+        A sweep is asked for on what was read before any claim: meanwhile the pull request may be open and its preview rightful. An
+        expiry has the order of what it ends, so a replay of equal order may have deployed since, and moved `expires_at`.
+        """
+        if claim.message.effective_source is Source.EXPIRY:
+            if claim.live is None and claim.preview_state not in (PreviewState.REQUESTED, PreviewState.DESTROYED):
+                return None
+            return None if claim.live is not None and await self._store.is_expired(claim) else Reason.NOT_EXPIRED
+        if claim.live is None:
+            return None
+        message = claim.message
+        pull = await self._github.pull_request(message.installation_id, message.repo, message.pr_number)
+        return Reason.PULL_REQUEST_OPEN if pull.is_open else None
 
     async def _deploy(self, claim: Claim, times: StepTimes) -> Finish:
         with times.step("github"):
@@ -115,7 +143,7 @@ class Pipeline:
         with times.step("live"):
             url = await self._live_url(claim, plan)
         if url:
-            return lifecycle.already_live(url)
+            return lifecycle.already_live(url, ttl_seconds=plan.ttl_seconds)
         try:
             with times.step("fence"):
                 fence = await self._raise_fence(claim, create=True)
@@ -134,7 +162,7 @@ class Pipeline:
         )
         if not pull.is_open:
             return pull, None
-        if message.effective_source is Source.COMMENT and not permission.may_preview:
+        if message.effective_source in (Source.COMMENT, Source.REPLAY) and not permission.may_preview:
             text = f"{message.requested_by} has no write access any more (now: {permission})"
             return pull, lifecycle.rejected(Reason.PERMISSION_LOST, text)
         if pull.is_fork:
@@ -182,9 +210,14 @@ class Pipeline:
             name=claim.releases[0],
             chart=plan.chart,
             values=plan.values,
-            labels=_labels(claim.request_id, plan.commit_sha, plan.digest, claim.token),
+            labels=_labels(claim.request_id, plan.commit_sha, plan.digest, claim.token)
+            | ({LABEL_CHART: plan.chart_name} if plan.chart_name else {}),
             hooks_timeout_seconds=plan.helm_timeout_seconds,
         )
+        with times.step("release"):
+            foreign = _why_foreign(await self._cluster.release(fence, spec.name), plan)
+        if foreign:
+            return lifecycle.failed(Reason.NAMESPACE_FOREIGN, foreign, began=False)
         with times.step("helm_turn"):
             await self._helm_turn.acquire()
         try:
@@ -197,7 +230,7 @@ class Pipeline:
                 await self._read_back(fence, spec, run)
         except (ChartInvalid, ReleaseFailed) as exc:
             reason = Reason.CHART_INVALID if isinstance(exc, ChartInvalid) else Reason.RELEASE_FAILED
-            return lifecycle.failed(reason, _error(exc), began=True)
+            return lifecycle.failed(reason, _error(exc), began=True, ttl_seconds=plan.ttl_seconds)
         finally:
             self._helm_turn.release()
         try:
@@ -205,9 +238,9 @@ class Pipeline:
                 manifest = _manifest(run) or await self._cluster.manifest(fence, spec.name)
                 url = await self._wait_for_url(fence, manifest, plan, plan.ready, times)
         except NotReady as exc:
-            return lifecycle.failed(Reason.NOT_READY, _error(exc), began=True)
+            return lifecycle.failed(Reason.NOT_READY, _error(exc), began=True, ttl_seconds=plan.ttl_seconds)
         live = Live(sha=plan.commit_sha, digest=plan.digest, request_id=claim.request_id, token=claim.token)
-        return lifecycle.deployed(live, url)
+        return lifecycle.deployed(live, url, ttl_seconds=plan.ttl_seconds)
 
     async def _begin(self, claim: Claim, state: PreviewState, digest: str = "") -> float | None:
         """Step 5: the absolute deadline for Helm, or None where a newer request is desired."""
@@ -300,6 +333,19 @@ class Pipeline:
             await self._store.note(claim, "steps", dict(times.milliseconds))
         except StateStoreUnavailable:
             log.warning("step times not recorded", action="note_failed")
+
+
+def _why_foreign(record: ReleaseRecord | None, plan: Plan) -> str:
+    """Why the release that is there must not be touched; empty: it is ours. Every release of ours bears our labels, also a rollback's."""
+    if record is None:
+        return ""
+    if LABEL_REQUEST not in record.labels:
+        return f"the release {record.name} in the preview's namespace was not made by Prevue; nothing was changed"
+    chart = record.labels.get(LABEL_CHART, plan.chart_name)
+    if plan.chart_name and chart != plan.chart_name:
+        # An upgrade from one chart to another leaves objects of either kind, and "deployed" would be no proof of what is served.
+        return f"the release {record.name} was made from the chart {chart}, and now {plan.chart_name} is configured; nothing was changed"
+    return ""
 
 
 def _labels(request_id: int, commit_sha: str, digest: str, token: int) -> dict[str, str]:

@@ -5,10 +5,12 @@ Pure but for the chart's files, whose digest is part of "the same preview": chan
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import yaml
 
 from prevue.cluster.port import ReadyLimits, UrlSource
 from prevue.config import Settings
@@ -33,6 +35,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     url_path: str
     url_statuses: frozenset[int]
     url_timeout_seconds: float
+    chart_name: str = ""
+    """From its Chart.yaml; a release of another chart is not upgraded. Empty: unknown."""
+    ttl_seconds: float = 0
+    """How long the preview stays after this deploy; 0: until its pull request is closed."""
 
 
 def make_plan(settings: Settings, *, repo: str, pr_number: int, commit_sha: str, branch: str, namespace: str, release: str) -> Plan:
@@ -68,6 +74,7 @@ def make_plan(settings: Settings, *, repo: str, pr_number: int, commit_sha: str,
     return Plan(
         commit_sha=commit_sha,
         chart=chart,
+        chart_name=_chart_name(chart),
         values=values,
         digest=values_digest(chart, values),
         helm_timeout_seconds=preview.helm_timeout_seconds,
@@ -82,4 +89,15 @@ def make_plan(settings: Settings, *, repo: str, pr_number: int, commit_sha: str,
         url_path=preview.url.path,
         url_statuses=frozenset(preview.url.statuses),
         url_timeout_seconds=preview.url.timeout_seconds,
+        ttl_seconds=preview.ttl_seconds,
     )
+
+
+def _chart_name(chart: Path) -> str:
+    """Empty where it cannot be told: then Helm says what is wrong with the chart."""
+    try:
+        described = yaml.safe_load((chart / "Chart.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return ""
+    name = described.get("name") if isinstance(described, dict) else None
+    return name if isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", name) else ""

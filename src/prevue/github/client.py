@@ -25,7 +25,8 @@ from prevue.config import GitHubSettings
 from prevue.errors import ConfigError, GitHubUnavailable, NotFound, NotInstalled, PrevueError
 from prevue.github import payloads
 from prevue.github.answers import error_of, rate_limit_wait, server_time
-from prevue.github.port import Comment, GitHub, Permission, PullRequest
+from prevue.github.port import Comment, GitHub, GitHubApp, Permission, PullRequest, Repositories
+from prevue.github.sweeping import SweepCalls, decode, repo_path
 from prevue.github.tokens import AppIdentity, InstallationTokens, Token, token_usable_until
 from prevue.masking import foreign_text
 
@@ -57,7 +58,7 @@ _comment = msgspec.json.Decoder(payloads.Comment)
 _comments = msgspec.json.Decoder(list[payloads.Comment])
 
 
-class GitHubClient:
+class GitHubClient(SweepCalls):
     """The port `GitHub`, and what start-up checks need besides."""
 
     def __init__(self, http: httpx2.AsyncClient, *, api_url: str, identity: AppIdentity, clock: Clock) -> None:
@@ -105,7 +106,7 @@ class GitHubClient:
 
     async def pull_request(self, installation_id: int, repo: str, number: int) -> PullRequest:
         """See the port."""
-        found = await self._read(_pull, installation_id, "GET", f"{_repo(repo)}/pulls/{number}")
+        found = await self._read(_pull, installation_id, "GET", f"{repo_path(repo)}/pulls/{number}")
         head, base = found.head, found.base.repo
         return PullRequest(
             repo=base.full_name,
@@ -121,7 +122,9 @@ class GitHubClient:
     async def permission(self, installation_id: int, repo: str, login: str) -> Permission:
         """See the port. https://docs.github.com/en/rest/collaborators/collaborators#get-repository-permissions-for-a-user"""
         try:
-            found = await self._read(_permission, installation_id, "GET", f"{_repo(repo)}/collaborators/{quote(login, safe='')}/permission")
+            found = await self._read(
+                _permission, installation_id, "GET", f"{repo_path(repo)}/collaborators/{quote(login, safe='')}/permission"
+            )
         except NotFound:
             return Permission.NONE
         known = _PERMISSIONS.get(found.role_name) or _PERMISSIONS.get(found.permission)
@@ -131,16 +134,16 @@ class GitHubClient:
 
     async def comment(self, installation_id: int, repo: str, comment_id: int) -> Comment:
         """See the port."""
-        found = await self._read(_comment, installation_id, "GET", f"{_repo(repo)}/issues/comments/{comment_id}")
+        found = await self._read(_comment, installation_id, "GET", f"{repo_path(repo)}/issues/comments/{comment_id}")
         return _port_comment(found, await self._own_bot_id(installation_id))
 
     async def find_comments(self, installation_id: int, repo: str, number: int, *, marker: str) -> list[Comment]:
         """See the port. GitHub lists an issue's comments by ascending id."""
-        path = f"{_repo(repo)}/issues/{number}/comments?per_page=100"
+        path = f"{repo_path(repo)}/issues/{number}/comments?per_page=100"
         candidates: list[payloads.Comment] = []
         for _page in range(PAGES_MAX):
             response = await self._call(installation_id, "GET", path)
-            candidates += [found for found in _decode(_comments, response) if (found.body or "").startswith(marker)]
+            candidates += [found for found in decode(_comments, response) if (found.body or "").startswith(marker)]
             following = response.links.get("next", {}).get("url")
             if following is None:
                 break
@@ -155,24 +158,24 @@ class GitHubClient:
 
     async def create_comment(self, installation_id: int, repo: str, number: int, body: str) -> Comment:
         """See the port."""
-        created = await self._read(_comment, installation_id, "POST", f"{_repo(repo)}/issues/{number}/comments", {"body": body})
+        created = await self._read(_comment, installation_id, "POST", f"{repo_path(repo)}/issues/{number}/comments", {"body": body})
         # Whoever writes it is this App's bot; its id comes with the answer and need not be asked for.
         return _port_comment(created, created.user.id if created.user else -1)
 
     async def update_comment(self, installation_id: int, repo: str, comment_id: int, body: str) -> None:
         """See the port."""
-        await self._call(installation_id, "PATCH", f"{_repo(repo)}/issues/comments/{comment_id}", {"body": body})
+        await self._call(installation_id, "PATCH", f"{repo_path(repo)}/issues/comments/{comment_id}", {"body": body})
 
     async def delete_comment(self, installation_id: int, repo: str, comment_id: int) -> None:
         """See the port."""
         try:
-            await self._call(installation_id, "DELETE", f"{_repo(repo)}/issues/comments/{comment_id}")
+            await self._call(installation_id, "DELETE", f"{repo_path(repo)}/issues/comments/{comment_id}")
         except NotFound:
             return
 
     async def react(self, installation_id: int, repo: str, comment_id: int, content: str) -> None:
         """See the port. https://docs.github.com/en/rest/reactions/reactions#create-reaction-for-an-issue-comment"""
-        await self._call(installation_id, "POST", f"{_repo(repo)}/issues/comments/{comment_id}/reactions", {"content": content})
+        await self._call(installation_id, "POST", f"{repo_path(repo)}/issues/comments/{comment_id}/reactions", {"content": content})
 
     # -- start-up and doctor ----------------------------------------------------------------------------------------
 
@@ -182,16 +185,14 @@ class GitHubClient:
         Raises:
             GitHubUnavailable: no answer, or GitHub refuses the App's identity (wrong key, wrong id, wrong clock).
         """
-        response = await self._send("GET", f"{self._base}/app", f"Bearer {self._identity.jwt()}", None)
-        _raise_jwt_error(self._error(response, "GET /app"))
-        return _decode(_app, response).slug
+        return decode(_app, await self._call_as_app("GET", "/app")).slug
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
     async def _read(
         self, decoder: msgspec.json.Decoder[_T], installation_id: int, method: str, path: str, body: dict[str, str] | None = None
     ) -> _T:
-        return _decode(decoder, await self._call(installation_id, method, path, body))
+        return decode(decoder, await self._call(installation_id, method, path, body))
 
     async def _call(self, installation_id: int, method: str, path: str, body: dict[str, str] | None = None) -> httpx2.Response:
         """One call as an installation; tried again only while a token that has just been bought is refused, and never a POST.
@@ -221,6 +222,17 @@ class GitHubClient:
         error = self._error(response, f"{method} {url.removeprefix(self._base)}")
         if error is not None:
             raise error
+        return response
+
+    async def _call_as_app(self, method: str, path: str) -> httpx2.Response:
+        """One call with the App's JWT, never tried again; `path` as in `_call`.
+
+        Raises:
+            GitHubUnavailable: no answer, or the App's identity is refused.
+        """
+        url = self._base + path if path.startswith("/") else self._own_url(path)
+        response = await self._send(method, url, f"Bearer {self._identity.jwt()}", None)
+        _raise_jwt_error(self._error(response, f"{method} {url.removeprefix(self._base).partition('?')[0]}"))
         return response
 
     async def _send(self, method: str, url: str, authorization: str, content: bytes | None) -> httpx2.Response:
@@ -274,7 +286,7 @@ class GitHubClient:
         if isinstance(error, NotFound):
             raise NotInstalled(f"the App is not installed there: {error}") from error
         _raise_jwt_error(error)
-        bought = _decode(_token, response)
+        bought = decode(_token, response)
         obtained_at = self._clock.boottime()
         lifetime = (bought.expires_at - (server_time(response.headers) or self._clock.now())).total_seconds()
         return Token(
@@ -290,23 +302,8 @@ class GitHubClient:
                 if self._bot_id is None:
                     login = f"{await self.app_slug()}[bot]"
                     response = await self._call(installation_id, "GET", f"/users/{quote(login, safe='')}")
-                    self._bot_id = _decode(_account, response).id
+                    self._bot_id = decode(_account, response).id
         return self._bot_id
-
-
-def _repo(repo: str) -> str:
-    """`/repos/owner/name`, fit for a path."""
-    owner, _, name = repo.partition("/")
-    if not owner or not name or "/" in name or name in (".", ".."):
-        raise NotFound(f"{foreign_text(repo, limit=120)!r} is not owner/name")
-    return f"/repos/{quote(owner, safe='')}/{quote(name, safe='')}"
-
-
-def _decode(decoder: msgspec.json.Decoder[_T], response: httpx2.Response) -> _T:
-    try:
-        return decoder.decode(response.content)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
-        raise GitHubUnavailable(f"GitHub's answer ({response.status_code}) cannot be read: {foreign_text(str(exc), limit=120)}") from exc
 
 
 def _raise_jwt_error(error: PrevueError | None) -> None:
@@ -330,3 +327,5 @@ def _port_comment(found: payloads.Comment, bot_id: int) -> Comment:
 
 if TYPE_CHECKING:
     _conforms: type[GitHub] = GitHubClient
+    _app_conforms: type[GitHubApp] = GitHubClient
+    _repositories_conform: type[Repositories] = GitHubClient

@@ -11,7 +11,7 @@ from datetime import timedelta
 from enum import StrEnum
 
 from prevue.lifecycle import Reason
-from prevue.model import Notice, RequestState
+from prevue.model import Notice, RequestState, Source
 
 DETAILS_CHARACTERS_MAX = 6_000
 """Log lines and error text in a comment; more belongs into the logs."""
@@ -87,6 +87,13 @@ def _deployed(notice: Notice) -> str:
 
 
 def _destroyed(notice: Notice) -> str:
+    if notice.source is Source.EXPIRY:
+        return _body(
+            notice.marker,
+            "**Preview removed** 🧹",
+            f"It had reached its time to live: release, namespace and URL are gone. It took {_took(notice)}.",
+            "> Comment `/preview` to get it back.",
+        )
     return _body(
         notice.marker,
         "**Preview removed** 🧹",
@@ -132,7 +139,7 @@ def _next_step(notice: Notice) -> str:
         case Reason.NOT_CONFIGURED:
             return "An operator has to list this repository in Prevue's configuration."
         case Reason.NAMESPACE_FOREIGN:
-            return "An operator has to look: the namespace or release is not Prevue's, and nothing in it was changed."
+            return "An operator has to look: the namespace or release is not this preview's, and nothing in it was changed."
         case Reason.PERMISSION_LOST:
             return "Ask somebody with write access to comment `/preview`."
         case Reason.ATTEMPTS_SPENT:

@@ -82,6 +82,68 @@ class Comment(msgspec.Struct, frozen=True):
     user: Account | None = None
 
 
+class OpenPullRequest(msgspec.Struct, frozen=True):
+    """An entry of `GET /repos/{owner}/{repo}/pulls`."""
+
+    number: int
+
+
+class Author(msgspec.Struct, frozen=True):
+    """Who wrote a comment."""
+
+    login: str
+    type: str = "User"
+
+
+class RepositoryComment(msgspec.Struct, frozen=True):
+    """An entry of `GET /repos/{owner}/{repo}/issues/comments`; the URLs say of what it is a comment."""
+
+    id: int
+    created_at: datetime
+    updated_at: datetime
+    issue_url: str
+    html_url: str
+    body: str | None = None
+    user: Author | None = None
+
+
+class Installation(msgspec.Struct, frozen=True):
+    """An entry of `GET /app/installations`."""
+
+    id: int
+    suspended_at: datetime | None = None
+
+
+class InstallationRepositories(msgspec.Struct, frozen=True):
+    """A page of `GET /installation/repositories`."""
+
+    repositories: list[Repository]
+
+
+class HookDelivery(msgspec.Struct, frozen=True):
+    """An entry of `GET /app/hook/deliveries`."""
+
+    id: int
+    guid: str
+    delivered_at: datetime
+    status: str
+    status_code: int
+    event: str
+    action: str | None = None
+
+
+class HookRequest(msgspec.Struct, frozen=True):
+    """What was sent, as it was sent."""
+
+    payload: msgspec.Raw
+
+
+class FullHookDelivery(msgspec.Struct, frozen=True):
+    """`GET /app/hook/deliveries/{id}`."""
+
+    request: HookRequest
+
+
 class Problem(msgspec.Struct, frozen=True):
     """The body of an answer that is an error."""
 

@@ -89,3 +89,85 @@ class GitHub(Protocol):
     async def react(self, installation_id: int, repo: str, comment_id: int, content: str) -> None:
         """Add a reaction (`eyes`, `rocket`, …) to a comment; adding it twice is harmless."""
         ...
+
+
+class Repository(msgspec.Struct, frozen=True, kw_only=True):
+    """A repository on which the App is installed."""
+
+    id: int
+    full_name: str
+    installation_id: int
+
+
+class FoundComment(msgspec.Struct, frozen=True, kw_only=True):
+    """A comment of some pull request of a repository, as the sweeper's scan finds it."""
+
+    id: int
+    pr_number: int
+    body: str
+    author: str
+    is_bot: bool
+    is_edited: bool
+    created_at: datetime
+    updated_at: datetime
+
+
+class HookDelivery(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of the App's log of deliveries; a redelivery is an entry of its own with the same `guid`."""
+
+    id: int
+    guid: str
+    event: str
+    action: str
+    delivered_at: datetime
+    is_pending: bool
+    """It is on its way: nothing is known of its end yet."""
+    status_code: int
+    """What the App answered; 0: nothing."""
+
+    @property
+    def is_delivered(self) -> bool:
+        """The App took it."""
+        return 200 <= self.status_code < 300
+
+
+class DeliveryPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Some entries, newest first, and where the older ones begin; empty: there are none."""
+
+    deliveries: list[HookDelivery]
+    older: str
+
+
+class GitHubApp(Protocol):
+    """What the App asks in its own name, not as one installation."""
+
+    async def repositories(self) -> list[Repository]:
+        """Every repository of every installation that is not suspended. An installation that refuses is left out, with a log line."""
+        ...
+
+    async def deliveries(self, *, older: str = "") -> DeliveryPage:
+        """A page of the App's webhook deliveries, which GitHub keeps for three days; `older` of the page before, or the newest."""
+        ...
+
+    async def delivery_payload(self, delivery_id: int) -> bytes:
+        """The JSON that was sent."""
+        ...
+
+    async def redeliver(self, delivery_id: int) -> None:
+        """Have GitHub send it again, to the webhook's address as it is now. Not repeated by the client."""
+        ...
+
+
+class Repositories(Protocol):
+    """What the sweeper asks of a repository as a whole."""
+
+    async def open_pull_requests(self, installation_id: int, repo: str) -> frozenset[int]:
+        """The numbers of all that are open now."""
+        ...
+
+    async def comments_since(self, installation_id: int, repo: str, since: datetime) -> list[FoundComment]:
+        """Comments of pull requests that were written or edited since, oldest change first; as many pages as one scan may read.
+
+        Issues that are no pull requests are left out.
+        """
+        ...

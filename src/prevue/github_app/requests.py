@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from prevue.github_app.commands import parse
+from prevue.commands import parse
 from prevue.github_app.delivery import Delivery, MalformedDelivery
 from prevue.masking import foreign_text
 from prevue.model import Action, Message, Source, format_time, idempotency_key

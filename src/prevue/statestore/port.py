@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from prevue.lifecycle import Finish
-from prevue.model import Claim, Message, Notice, Order, PreviewKey, PreviewState, RequestState
+from prevue.model import Claim, Message, Notice, Order, PreviewKey, PreviewState, RequestState, Source
 
 
 class ClaimLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,6 +120,10 @@ class ClaimStore(Protocol):
         """The preview's waiting requests whose `not_before` has passed: a hint for the queue after a finish (step 11)."""
         ...
 
+    async def is_expired(self, claim: Claim) -> bool:
+        """Whether the claimed preview's time to live is over now, by the database's clock; one that never expires is not."""
+        ...
+
     async def note(self, claim: Claim, event: str, details: dict[str, str | int | float | bool]) -> None:
         """Append one row to the ledger; never refused for a stale token: what a stale worker saw is evidence too."""
         ...
@@ -181,6 +185,99 @@ class SweepStore(Protocol):
         ...
 
 
+class StandingPreview(msgspec.Struct, frozen=True, kw_only=True):
+    """A preview's row as the sweeper's rules 2, 3 and 5 read it, in one snapshot."""
+
+    key: PreviewKey
+    repo: str
+    installation_id: int
+    """Of the request that is desired."""
+    namespace: str
+    state: PreviewState
+    order: Order
+    """What is desired: the order that a sweep or an expiry repeats."""
+    is_idle: bool
+    """Not busy, and its desired request is terminal: nothing is under way or waits."""
+    live_request: int | None
+    token: int | None
+
+
+class JanitorStore(Protocol):
+    """What the sweeper reads to find what should not stand."""
+
+    async def standing(self, *, after: PreviewKey | None = None, limit: int) -> list[StandingPreview]:
+        """Previews that are not destroyed, by ascending key, beginning after `after`."""
+        ...
+
+    async def find(self, key: PreviewKey) -> StandingPreview | None:
+        """One row, whatever its state."""
+        ...
+
+    async def expired(self, *, limit: int) -> list[StandingPreview]:
+        """Rule 5: `expires_at` past, idle, not destroyed; the one that expired first comes first."""
+        ...
+
+    async def is_registered(self, key: PreviewKey, source: Source, source_id: str) -> bool:
+        """Whether there is a request of this identity, in any state."""
+        ...
+
+
+class LeaseStore(Protocol):
+    """Named leases that only save work: whoever holds none does no harm either."""
+
+    async def acquire_lease(self, name: str, *, holder: str, seconds: float) -> bool:
+        """Take or extend; False if another holds it."""
+        ...
+
+    async def release_lease(self, name: str, *, holder: str) -> None:
+        """Give it back; harmless if it is not ours."""
+        ...
+
+
+class CursorStore(Protocol):
+    """How far the sweeper has read, by name."""
+
+    async def cursor(self, name: str) -> str | None:
+        """What was stored last; None: nothing yet."""
+        ...
+
+    async def set_cursor(self, name: str, value: str) -> None:
+        """Store it. Two sweepers may overwrite each other: a cursor that goes back only reads again."""
+        ...
+
+
+class TokenStore(Protocol):
+    """The one sequence of fencing tokens."""
+
+    async def last_token(self) -> int:
+        """The last one that was given out."""
+        ...
+
+    async def raise_tokens(self, *, above: int) -> bool:
+        """Make every token from now on larger than `above`; whether that changed anything. Never lowers, also among several at once."""
+        ...
+
+
+class AlarmStore(Protocol):
+    """What an operator must see."""
+
+    async def overdue(self, *, older_than_seconds: float, limit: int) -> list[RequestView]:
+        """Requests that are not terminal although they were registered so long ago, oldest first."""
+        ...
+
+
+class DeadLetterStore(Protocol):
+    """What an operator does with a dead letter; the request itself never changes again."""
+
+    async def dead_message(self, request_id: int) -> Message | None:
+        """The message of a dead request; None: there is no such dead letter."""
+        ...
+
+    async def settle_dead_letter(self, request_id: int, event: str) -> None:
+        """Write `replayed` or `dropped` into its ledger: it is not listed any more. Twice is harmless."""
+        ...
+
+
 class RequestView(msgspec.Struct, frozen=True, kw_only=True):
     """One request, for people and `--json`."""
 
@@ -233,11 +330,11 @@ class PreviewReader(Protocol):
         ...
 
     async def dead_letters(self, *, limit: int = 100) -> list[RequestView]:
-        """Requests whose attempts are spent, newest first."""
+        """Requests whose attempts are spent, newest first, without those that were replayed or dropped."""
         ...
 
     async def dead_letter(self, request_id: int) -> RequestView | None:
-        """One dead letter."""
+        """One dead letter, also one that was replayed or dropped."""
         ...
 
     async def ledger(self, repo: str, pr_number: int) -> list[dict[str, str | int | float | bool | None]]:

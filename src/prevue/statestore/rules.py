@@ -8,11 +8,16 @@ STATUS = "status"
 """The outbox row's kind: the one status comment of a request."""
 
 
+REPLAYED, DROPPED = "replayed", "dropped"
+SETTLED = (REPLAYED, DROPPED)
+"""Events in a dead letter's ledger after which it is not listed any more."""
+
+
 def is_told(message: Message, outcome: RequestState, preview_state: PreviewState) -> bool:
     """Whether the end of a request writes an outbox row; `preview_state` is the preview's before the end.
 
-    Silent are: the sweeper's own teardown; a close that a newer command superseded; and a destroy of a preview that never began,
-    since a pull request that never had a preview hears nothing. Somebody who *asked* by a comment always gets an answer: their
+    Silent are: the sweeper's own teardown; a close or an expiry that a newer request superseded; and a destroy of a preview that never
+    began, since a pull request that never had a preview hears nothing. Somebody who *asked* by a comment always gets an answer: their
     acknowledgement's row would else stand there for ever.
     """
     source = message.effective_source
@@ -20,6 +25,6 @@ def is_told(message: Message, outcome: RequestState, preview_state: PreviewState
         return True
     if source is Source.SWEEP:
         return False
-    if source is Source.CLOSE and outcome is RequestState.SUPERSEDED:
+    if source in (Source.CLOSE, Source.EXPIRY) and outcome is RequestState.SUPERSEDED:
         return False
     return not (message.action is Action.DESTROY and preview_state is PreviewState.REQUESTED)

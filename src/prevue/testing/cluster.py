@@ -16,7 +16,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from prevue.clock import Clock, SystemClock
-from prevue.cluster.port import Cluster, ClusterInspector, Fence, FenceKind, Finding, ReadyLimits, ReleaseRecord, UrlProbe, UrlSource
+from prevue.cluster.port import (
+    Cluster,
+    ClusterInspector,
+    Fence,
+    FenceKind,
+    Finding,
+    NamespaceList,
+    OwnedNamespace,
+    ReadyLimits,
+    ReleaseRecord,
+    UrlProbe,
+    UrlSource,
+)
 from prevue.errors import ClusterUnavailable, NamespaceForeign, NamespaceTerminating, NotReady, StaleClaim
 from prevue.model import PreviewKey
 
@@ -333,6 +345,20 @@ class FakeCluster:
         if self._state.find(fence.namespace) is found:
             raise NamespaceTerminating(f"the namespace {fence.namespace} is still being deleted")
 
+    async def owned(self, github_host: str) -> list[OwnedNamespace]:
+        await self._begin("owned", "")
+        found = [self._state.find(name) for name in sorted(self._state.namespaces)]
+        return [
+            OwnedNamespace(name=one.name, uid=one.uid, key=one.key, fence=one.fence, is_terminating=one.gone_at is not None)
+            for one in found
+            if one is not None and one.key is not None and one.key.github_host == github_host
+        ]
+
+    async def highest_fence(self) -> int:
+        await self._begin("highest_fence", "")
+        found = [self._state.find(name) for name in sorted(self._state.namespaces)]
+        return max((one.fence for one in found if one is not None and one.key is not None), default=0)
+
     async def fence_kind(self) -> FenceKind:
         await self._begin("fence_kind", "")
         return FenceKind.POLICY if self._state.policy else FenceKind.NONE
@@ -364,4 +390,5 @@ class FakeProbe:
 if TYPE_CHECKING:
     _cluster: type[Cluster] = FakeCluster
     _inspector: type[ClusterInspector] = FakeCluster
+    _list: type[NamespaceList] = FakeCluster
     _probe: type[UrlProbe] = FakeProbe

@@ -6,12 +6,10 @@ test lets pass with `advance`. A method runs from its first check to its last wr
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from prevue.clock import Clock, SystemClock
-from prevue.errors import StaleClaim, StateStoreUnavailable
+from prevue.errors import StaleClaim
 from prevue.lifecycle import Finish, Reason
 from prevue.model import (
     Action,
@@ -28,7 +26,6 @@ from prevue.model import (
 )
 from prevue.statestore.port import (
     Began,
-    ClaimLimits,
     ClaimStore,
     Dead,
     Done,
@@ -39,35 +36,19 @@ from prevue.statestore.port import (
     Outbox,
     OutboxItem,
     PreviewReader,
-    PreviewView,
-    RequestView,
     Superseded,
     SweepStore,
     Verdict,
 )
 from prevue.statestore.rules import STATUS, is_told
-from prevue.testing.statestore_disk import NEVER, LedgerRow, OutboxRow, PreviewRow, RequestRow, StateStoreDisk
+from prevue.testing.statestore_base import is_busy
+from prevue.testing.statestore_disk import NEVER, OutboxRow, PreviewRow, RequestRow
+from prevue.testing.statestore_reader import FakeReader
+from prevue.testing.statestore_sweep import FakeSweep
 
 
-class FakeStateStore:
-    """ClaimStore, Outbox, SweepStore and PreviewReader on one disk."""
-
-    def __init__(
-        self,
-        disk: StateStoreDisk | None = None,
-        *,
-        limits: ClaimLimits | None = None,
-        cluster_name: str = "default",
-        clock: Clock | None = None,
-    ) -> None:
-        self.disk = disk if disk is not None else StateStoreDisk()
-        self.limits = limits if limits is not None else ClaimLimits()
-        self.cluster_name = cluster_name
-        self.clock: Clock = clock if clock is not None else SystemClock()
-
-    def advance(self, seconds: float) -> None:
-        """Let `seconds` pass on the database's clock, and on no other."""
-        self.disk.offset += timedelta(seconds=seconds)
+class FakeStateStore(FakeReader, FakeSweep):
+    """Every protocol of the port, on one disk."""
 
     # -- ClaimStore ------------------------------------------------------------------------------------------------------------------
 
@@ -131,6 +112,8 @@ class FakeStateStore:
             is_ready = finish.preview_state is PreviewState.READY
             preview.state = finish.preview_state
             preview.live, preview.url = (finish.live, finish.url) if is_ready else (None, "")
+        if finish.ttl_seconds is not None:
+            preview.expires_at = now + timedelta(seconds=finish.ttl_seconds) if finish.ttl_seconds > 0 else None
         self._end(request, finish.outcome, finish.reason, now, error=finish.error, url=finish.url, told=told)
 
     async def give_back(self, claim: Claim, *, delay: float, counted: bool, error: str) -> None:
@@ -148,6 +131,12 @@ class FakeStateStore:
         now = await self._begin_transaction()
         rows = [row for row in self._requests_of(key) if row.state is RequestState.WAITING and row.not_before <= now]
         return [row.message for row in sorted(rows, key=lambda row: (row.message.order, row.id), reverse=True)]
+
+    async def is_expired(self, claim: Claim) -> bool:
+        """By the database's clock."""
+        now = await self._begin_transaction()
+        preview = self._held(claim)
+        return preview.expires_at is not None and preview.expires_at <= now
 
     async def note(self, claim: Claim, event: str, details: dict[str, str | int | float | bool]) -> None:
         """One row in the ledger."""
@@ -170,18 +159,11 @@ class FakeStateStore:
 
     async def acquire_lane(self, installation_id: int, *, holder: str, seconds: float) -> bool:
         """Take or extend."""
-        now = await self._begin_transaction()
-        other, until = self.disk.lanes.get(installation_id, (holder, NEVER))
-        if other != holder and until > now:
-            return False
-        self.disk.lanes[installation_id] = (holder, now + timedelta(seconds=seconds))
-        return True
+        return await self.acquire_lease(f"outbox/{installation_id}", holder=holder, seconds=seconds)
 
     async def release_lane(self, installation_id: int, *, holder: str) -> None:
         """Give back."""
-        await self._begin_transaction()
-        if self.disk.lanes.get(installation_id, ("", NEVER))[0] == holder:
-            del self.disk.lanes[installation_id]
+        await self.release_lease(f"outbox/{installation_id}", holder=holder)
 
     async def due(self, installation_id: int, *, limit: int) -> list[OutboxItem]:
         """Outcomes, acknowledgements, verifications."""
@@ -250,49 +232,12 @@ class FakeStateStore:
             if not row.state.is_terminal
             and row.not_before <= now
             and row.sent_at <= now - timedelta(seconds=quiet_seconds)
-            and not _is_busy(self.disk.previews[row.message.key], now)
+            and not is_busy(self.disk.previews[row.message.key], now)
         ]
         chosen = sorted(rows, key=lambda row: (row.sent_at, row.id))[:limit]
         for row in chosen:
             row.sent_at = now
         return [row.message for row in chosen]
-
-    # -- PreviewReader ---------------------------------------------------------------------------------------------------------------
-
-    async def previews(self, *, repo: str | None = None, limit: int = 100) -> list[PreviewView]:
-        """Newest change first."""
-        await self._begin_transaction()
-        rows = [row for row in self.disk.previews.values() if repo is None or row.repo.lower() == repo.lower()]
-        return [self._preview_view(row, 1) for row in sorted(rows, key=lambda row: row.changed_at, reverse=True)[:limit]]
-
-    async def preview(self, repo: str, pr_number: int) -> PreviewView | None:
-        """One preview."""
-        await self._begin_transaction()
-        row = self._find(repo, pr_number)
-        return self._preview_view(row, 100) if row is not None else None
-
-    async def dead_letters(self, *, limit: int = 100) -> list[RequestView]:
-        """Dead requests, newest first."""
-        await self._begin_transaction()
-        rows = [row for row in self.disk.requests.values() if row.state is RequestState.DEAD]
-        return [_request_view(row) for row in sorted(rows, key=lambda row: (row.finished_at or NEVER, row.id), reverse=True)[:limit]]
-
-    async def dead_letter(self, request_id: int) -> RequestView | None:
-        """One dead request."""
-        await self._begin_transaction()
-        row = self.disk.requests.get(request_id)
-        return _request_view(row) if row is not None and row.state is RequestState.DEAD else None
-
-    async def ledger(self, repo: str, pr_number: int) -> list[dict[str, str | int | float | bool | None]]:
-        """Oldest first."""
-        await self._begin_transaction()
-        preview = self._find(repo, pr_number)
-        ids = {row.id for row in self._requests_of(preview.key)} if preview is not None else set()
-        return [
-            {**row.details, "at": row.at.isoformat(), "request_id": row.request_id, "token": row.token, "event": row.event}
-            for row in self.disk.ledger
-            if row.request_id in ids
-        ]
 
     # -- pieces of T1 ----------------------------------------------------------------------------------------------------------------
 
@@ -325,7 +270,7 @@ class FakeStateStore:
 
     def _verdict(self, request: RequestRow, preview: PreviewRow, now: datetime) -> Verdict | None:
         """The first that fits; None is the seventh, Granted."""
-        busy = _is_busy(preview, now)
+        busy = is_busy(preview, now)
         rules: list[tuple[bool, Callable[[], Verdict]]] = [
             (request.state.is_terminal, lambda: Done(request.state)),
             (busy and preview.holder_request == request.id, InProgress),
@@ -408,23 +353,6 @@ class FakeStateStore:
 
     # -- small things ------------------------------------------------------------------------------------------------------------------
 
-    async def _begin_transaction(self) -> datetime:
-        """The database's time; other tasks may run before the transaction, none within it."""
-        await asyncio.sleep(0)
-        if self.disk.outage:
-            raise StateStoreUnavailable("the fake statestore is down")
-        return self.clock.now() + self.disk.offset
-
-    def _record(self, request_id: int, token: int | None, event: str, now: datetime, **details: str | float | bool) -> None:
-        self.disk.ledger.append(LedgerRow(request_id, token, event, now, details))
-
-    def _requests_of(self, key: PreviewKey) -> list[RequestRow]:
-        return [row for row in self.disk.requests.values() if row.message.key == key]
-
-    def _find(self, repo: str, pr_number: int) -> PreviewRow | None:
-        rows = [row for row in self.disk.previews.values() if row.repo.lower() == repo.lower() and row.key.pr_number == pr_number]
-        return max(rows, key=lambda row: row.changed_at, default=None)
-
     def _installation(self, row: OutboxRow) -> int:
         return self.disk.requests[row.request_id].message.installation_id
 
@@ -462,30 +390,6 @@ class FakeStateStore:
             superseded_by_sha=desired.message.commit_sha if is_superseded else "",
         )
 
-    def _preview_view(self, row: PreviewRow, requests_max: int) -> PreviewView:
-        requests = sorted(self._requests_of(row.key), key=lambda each: (each.message.order, each.id), reverse=True)
-        newest = requests[0]
-        return PreviewView(
-            repo=row.repo,
-            pr_number=row.key.pr_number,
-            state=row.state.value,
-            commit_sha=row.live.sha if row.live is not None else newest.message.commit_sha,
-            url=row.url,
-            namespace=row.namespace,
-            release=row.releases[0],
-            token=row.token,
-            attempts=newest.attempts,
-            error=newest.error,
-            repository_id=row.key.repository_id,
-            github_host=row.key.github_host,
-            cluster=row.cluster,
-            requests=[_request_view(each) for each in requests[:requests_max]],
-        )
-
-
-def _is_busy(preview: PreviewRow, now: datetime) -> bool:
-    return preview.lease_until > now or preview.helm_deadline > now
-
 
 def _is_verify(row: OutboxRow) -> bool:
     return row.sent_version >= row.version
@@ -494,26 +398,6 @@ def _is_verify(row: OutboxRow) -> bool:
 def _next_at(row: OutboxRow) -> datetime | None:
     """When the row is to be sent or verified; None when it is done for good."""
     return row.verify_at if _is_verify(row) else row.due_at
-
-
-def _request_view(row: RequestRow) -> RequestView:
-    return RequestView(
-        id=row.id,
-        repo=row.message.repo,
-        pr_number=row.message.pr_number,
-        action=row.message.action.value,
-        source=row.message.effective_source.value,
-        state=row.state.value,
-        commit_sha=row.message.commit_sha,
-        requested_by=row.message.requested_by,
-        attempts=row.attempts,
-        token=row.token,
-        reason=row.reason,
-        error=row.error,
-        url=row.url,
-        registered_at=row.registered_at,
-        finished_at=row.finished_at,
-    )
 
 
 _claims: type[ClaimStore] = FakeStateStore

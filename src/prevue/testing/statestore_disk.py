@@ -50,6 +50,7 @@ class PreviewRow:
     lease_until: datetime = NEVER
     helm_deadline: datetime = NEVER
     url: str = ""
+    expires_at: datetime | None = None
 
 
 @dataclass
@@ -85,7 +86,8 @@ class StateStoreDisk:
     requests: dict[int, RequestRow] = field(default_factory=dict)
     previews: dict[PreviewKey, PreviewRow] = field(default_factory=dict)
     outbox: dict[tuple[int, str], OutboxRow] = field(default_factory=dict)
-    lanes: dict[int, tuple[str, datetime]] = field(default_factory=dict)
+    leases: dict[str, tuple[str, datetime]] = field(default_factory=dict)
+    cursors: dict[str, str] = field(default_factory=dict)
     ledger: list[LedgerRow] = field(default_factory=list)
     writes: dict[int, list[datetime]] = field(default_factory=dict)
     last_token: int = 0

@@ -19,15 +19,20 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from prevue.clock import Clock, SystemClock
 from prevue.cluster.port import ReadyLimits, UrlSource
-from prevue.config import GitHubSettings
+from prevue.config import AppSettings, GitHubSettings, SweeperSettings
 from prevue.deployer.pipeline import Pipeline, PipelineLimits
 from prevue.deployer.plan import Plan
 from prevue.deployer.worker import Worker, WorkerLimits
 from prevue.github.client import GitHubClient
 from prevue.github.port import PullRequest
-from prevue.model import Action, Claim, Message, RequestState, Source, format_time, idempotency_key
+from prevue.github_app.acknowledge import Acknowledger
+from prevue.github_app.budget import Budget
+from prevue.github_app.handle import Handler
+from prevue.model import GITHUB_COM, Action, Claim, Message, RequestState, Source, format_time, idempotency_key
 from prevue.statestore.port import ClaimLimits
 from prevue.sweeper.outbox import OutboxDrainer, OutboxLimits
+from prevue.sweeper.rules import make_rules
+from prevue.sweeper.run import Sweeper
 from prevue.sweeper.waiting import WaitingSweeper
 from prevue.testing.cluster import FakeCluster, FakeClusterState, FakeProbe
 from prevue.testing.github.records import Comment
@@ -37,6 +42,7 @@ from prevue.testing.helm import FakeHelm
 from prevue.testing.queue import FakeQueue, QueueDisk
 from prevue.testing.statestore import FakeStateStore
 from prevue.testing.statestore_disk import RequestRow, StateStoreDisk
+from prevue.wiring.commands import AppDoor
 
 REPO = "acme/hello"
 
@@ -52,6 +58,8 @@ class FakeDeployer:
     queue: FakeQueue
     helm: FakeHelm
     store: FakeStateStore
+    rules: Sweeper
+    """The sweeper's other rules, under its lease; `rule` runs one turn of one."""
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
 
@@ -61,7 +69,13 @@ class FakeDeployer:
             asyncio.create_task(self.queue.run(self.worker.handle, slots=slots, stop=self.stop), name=f"{self.name}-consumer"),
             asyncio.create_task(self.drainer.run(self.stop), name=f"{self.name}-outbox"),
             asyncio.create_task(self.sweeper.run(self.stop), name=f"{self.name}-sweeper"),
+            asyncio.create_task(self.rules.run(self.stop), name=f"{self.name}-rules"),
         ]
+
+    async def rule(self, name: str) -> int:
+        """One turn of a rule, whoever holds the lease; what it did, counted."""
+        counted = await next(rule for rule in self.rules.rules if rule.name == name).sweep()
+        return counted if isinstance(counted, int) else 0
 
     async def crash(self) -> None:
         """As SIGKILL: Helm dies with it, nothing is given back."""
@@ -103,6 +117,11 @@ class World:
         self.cluster = FakeClusterState(clock=self.clock)
         self.values: dict[str, Any] = {}
         self.plan_error: Exception | None = None
+        self.ttl_seconds = 0.0
+        self.chart_name = "hello"
+        self.sweeper_settings = SweeperSettings(
+            deliveries_seconds=0.1, poll_seconds=0.1, comments_seconds=0.1, previews_seconds=0.1, expiry_seconds=0.1, alarm_seconds=0.1
+        )
         self._settings = GitHubSettings(app_id=1, private_key_file=str(key_file))
 
     # -- what people do -----------------------------------------------------------------------------------------------
@@ -156,7 +175,9 @@ class World:
     # -- deployers ----------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def deployer(self, name: str = "one", *, pipeline_limits: PipelineLimits | None = None) -> AsyncIterator[FakeDeployer]:
+    async def deployer(
+        self, name: str = "one", *, pipeline_limits: PipelineLimits | None = None, poll_deliveries: bool = False
+    ) -> AsyncIterator[FakeDeployer]:
         """A deployer process, not started: call `start`, or hand messages to its worker."""
         async with GitHubClient.open(self._settings, clock=self.clock, transport=FakeGitHubTransport(self.github)) as github:
             store = FakeStateStore(self.store, limits=self.limits, clock=self.clock)
@@ -184,14 +205,39 @@ class World:
                 on_told=drainer.wake,
                 rng=random.Random(0),  # noqa: S311  jitter
             )
+            cluster = FakeCluster(self.cluster)
+            acknowledger = Acknowledger(github, Budget(per_minute=80, per_hour=500, replicas=1, now=self.clock.boottime))
+            handler = Handler(github=github, enqueuer=queue, acknowledger=acknowledger, settings=AppSettings(), github_host=GITHUB_COM)
+            rules = make_rules(
+                self.sweeper_settings,
+                store=store,
+                github=github,
+                namespaces=cluster,
+                enqueuer=queue,
+                door=AppDoor(handler, github_host=GITHUB_COM),
+                is_configured=lambda repo: repo.lower() == REPO,
+                clock=self.clock,
+                github_host=GITHUB_COM,
+                poll_deliveries=poll_deliveries,
+            )
             sweeper = WaitingSweeper(store=store, enqueuer=queue, interval_seconds=0.1, quiet_seconds=0.2)
-            made = FakeDeployer(name=name, worker=worker, drainer=drainer, sweeper=sweeper, queue=queue, helm=helm, store=store)
+            made = FakeDeployer(
+                name=name,
+                worker=worker,
+                drainer=drainer,
+                sweeper=sweeper,
+                queue=queue,
+                helm=helm,
+                store=store,
+                rules=Sweeper(holder=name, leases=store, rules=rules, lease_seconds=self.limits.lease_seconds),
+            )
             try:
                 yield made
             finally:
                 for task in made.tasks:
                     task.cancel()
                 await asyncio.gather(*made.tasks, return_exceptions=True)
+                await acknowledger.drain(1)
 
     def _plan(self, claim: Claim, pull: PullRequest) -> Plan:
         if self.plan_error is not None:
@@ -200,6 +246,7 @@ class World:
         return Plan(
             commit_sha=claim.message.commit_sha,
             chart=Path("chart"),
+            chart_name=self.chart_name,
             values={"branch": pull.head_ref, **self.values},
             digest=digest,
             helm_timeout_seconds=1,
@@ -210,6 +257,7 @@ class World:
             url_path="/",
             url_statuses=frozenset({200}),
             url_timeout_seconds=1,
+            ttl_seconds=self.ttl_seconds,
         )
 
     # -- what can be seen ----------------------------------------------------------------------------------------------

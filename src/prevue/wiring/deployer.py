@@ -7,9 +7,7 @@ back, without counting an attempt. A second signal shortens the grace to nothing
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -24,23 +22,26 @@ from prevue.config import DeployerSettings, Settings
 from prevue.deployer.pipeline import Pipeline, PipelineLimits
 from prevue.deployer.plan import Plan, make_plan
 from prevue.deployer.worker import Worker, WorkerLimits
-from prevue.errors import ConfigError
+from prevue.errors import ConfigError, OutageError
 from prevue.github.client import GitHubClient
 from prevue.github.port import PullRequest
 from prevue.helm.command import HelmCommand
 from prevue.model import Claim
+from prevue.postgres import check_schema
 from prevue.queue.port import Consumer
-from prevue.statestore.port import ClaimLimits
 from prevue.statestore.postgres import PostgresStateStore
-from prevue.sweeper.outbox import LANE_SECONDS, OutboxDrainer, OutboxLimits
+from prevue.sweeper.alarms import raise_tokens_above_cluster
+from prevue.sweeper.outbox import OutboxDrainer
+from prevue.sweeper.run import Sweeper
 from prevue.sweeper.waiting import WaitingSweeper
 from prevue.wiring.health import serve_health
 from prevue.wiring.queues import open_consumer, open_enqueuer
+from prevue.wiring.sweeper import claim_limits, make_drainer, make_waiting, new_holder, open_sweeper, side_task
 
 log = structlog.get_logger(__name__)
 
-HTTP_TIMEOUT_SECONDS = 20
-"""Longest a drainer can stay inside one POST; with the lane's lease it gives the time of the verify pass."""
+START_TRIES, START_PAUSE_SECONDS = 15, 2.0
+"""Longer than PostgreSQL takes to recover on one machine; then the process ends, and whoever started it starts it again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +51,13 @@ class Deployer:
     consumer: Consumer
     worker: Worker
     drainer: OutboxDrainer
-    sweeper: WaitingSweeper
+    waiting: WaitingSweeper
+    sweeper: Sweeper | None
+    """None: a sweeper runs elsewhere."""
 
 
 @asynccontextmanager
-async def build(settings: Settings) -> AsyncIterator[Deployer]:
+async def build(settings: Settings, *, poll_deliveries: bool = False) -> AsyncIterator[Deployer]:
     """Open every backend and check what must hold before a message is taken.
 
     Raises:
@@ -62,13 +65,14 @@ async def build(settings: Settings) -> AsyncIterator[Deployer]:
             in force.
     """
     clock = SystemClock()
-    holder = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
+    holder = new_holder()
     limits = settings.deployer
+    await _when_reachable(lambda: check_schema(settings.statestore.url))
     async with AsyncExitStack() as stack:
         helm = await stack.enter_async_context(HelmCommand.open(settings.cluster.helm))
         version = await helm.version()
         store = await stack.enter_async_context(
-            PostgresStateStore.open(settings.statestore.url, _claim_limits(limits), cluster_name=settings.cluster.name)
+            PostgresStateStore.open(settings.statestore.url, claim_limits(settings), cluster_name=settings.cluster.name)
         )
         consumer = await stack.enter_async_context(open_consumer(settings.queue.url))
         enqueuer = await stack.enter_async_context(open_enqueuer(settings.queue.url))
@@ -79,8 +83,9 @@ async def build(settings: Settings) -> AsyncIterator[Deployer]:
         if fence is FenceKind.NONE and settings.cluster.require_fence:
             raise ConfigError("cluster.require_fence is true, but the admission policy is not in force: see `prevue doctor`")
         log.info("deployer starts", action="deployer_started", holder=holder, helm=version, fence=fence, slots=limits.slots)
-        writes = OutboxLimits(per_minute=limits.comments_per_minute, per_hour=limits.comments_per_hour)
-        drainer = OutboxDrainer(holder=holder, outbox=store, github=github, limits=writes)
+        # Before anybody claims: a restored database would give tokens out again (protocol, section 1).
+        await _when_reachable(lambda: raise_tokens_above_cluster(store, cluster))
+        drainer = make_drainer(settings, store, github, holder)
         pipeline = Pipeline(
             store=store,
             github=github,
@@ -101,18 +106,38 @@ async def build(settings: Settings) -> AsyncIterator[Deployer]:
             clock=clock,
             on_told=drainer.wake,
         )
-        sweeper = WaitingSweeper(
-            store=store, enqueuer=enqueuer, interval_seconds=limits.sweep_interval_seconds, quiet_seconds=limits.sweep_quiet_seconds
-        )
-        yield Deployer(consumer=consumer, worker=worker, drainer=drainer, sweeper=sweeper)
+        sweeper = None
+        if limits.sweeper:
+            sweeper = await stack.enter_async_context(
+                open_sweeper(
+                    settings,
+                    holder=holder,
+                    store=store,
+                    github=github,
+                    namespaces=cluster,
+                    enqueuer=enqueuer,
+                    clock=clock,
+                    poll_deliveries=poll_deliveries,
+                )
+            )
+        waiting = make_waiting(settings, store, enqueuer)
+        yield Deployer(consumer=consumer, worker=worker, drainer=drainer, waiting=waiting, sweeper=sweeper)
 
 
-def _claim_limits(limits: DeployerSettings) -> ClaimLimits:
-    return ClaimLimits(
-        lease_seconds=limits.lease_seconds,
-        attempts_max=limits.attempts_max,
-        verify_after_seconds=LANE_SECONDS + HTTP_TIMEOUT_SECONDS,
-    )
+async def _when_reachable(step: Callable[[], Awaitable[object]]) -> None:
+    """Take a step of the start, and wait a moment for a database or cluster that is just being restarted."""
+    tries = START_TRIES
+    while True:
+        try:
+            await step()
+        except OutageError as exc:
+            tries -= 1
+            if not tries:
+                raise
+            log.warning("not reachable yet", action="start_delayed", error=str(exc))
+            await asyncio.sleep(START_PAUSE_SECONDS)
+        else:
+            return
 
 
 def _pipeline_limits(limits: DeployerSettings) -> PipelineLimits:
@@ -129,11 +154,11 @@ def _worker_limits(limits: DeployerSettings) -> WorkerLimits:
     )
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, *, poll_deliveries: bool = False) -> None:
     """Run until SIGTERM or SIGINT. A side task that ends or fails stops the process: it is restarted whole."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    async with build(settings) as deployer:
+    async with build(settings, poll_deliveries=poll_deliveries) as deployer:
 
         def on_signal() -> None:
             if stop.is_set():
@@ -144,8 +169,10 @@ async def serve(settings: Settings) -> None:
             loop.add_signal_handler(number, on_signal)
         drained = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(_side_task(deployer.drainer.run(drained), drained), name="outbox")
-            tasks.create_task(_side_task(deployer.sweeper.run(stop), stop), name="sweeper")
+            tasks.create_task(side_task(deployer.drainer.run(drained), drained), name="outbox")
+            tasks.create_task(side_task(deployer.waiting.run(stop), stop), name="waiting")
+            if deployer.sweeper is not None:
+                tasks.create_task(side_task(deployer.sweeper.run(stop), stop), name="sweeper")
             if settings.deployer.health_port:
                 host, port = settings.deployer.health_host, settings.deployer.health_port
                 tasks.create_task(serve_health(host, port, stopping=stop, until=drained), name="health")
@@ -154,12 +181,6 @@ async def serve(settings: Settings) -> None:
             drained.set()
             deployer.drainer.wake()
         log.info("deployer stopped", action="deployer_stopped")
-
-
-async def _side_task(run: Awaitable[None], until: asyncio.Event) -> None:
-    await run
-    if not until.is_set():
-        raise RuntimeError("a side task ended before the deployer was asked to stop")
 
 
 async def _halt_after_grace(deployer: Deployer, stop: asyncio.Event, grace_seconds: float, drained: asyncio.Event) -> None:
@@ -187,11 +208,11 @@ def _planner(settings: Settings) -> Callable[[Claim, PullRequest], Plan]:
     return plan
 
 
-def run(settings: Settings) -> None:
+def run(settings: Settings, *, poll_deliveries: bool = False) -> None:
     """The process: uvloop where it is installed."""
     try:
         import uvloop
     except ImportError:
-        asyncio.run(serve(settings))
+        asyncio.run(serve(settings, poll_deliveries=poll_deliveries))
     else:
-        uvloop.run(serve(settings))
+        uvloop.run(serve(settings, poll_deliveries=poll_deliveries))

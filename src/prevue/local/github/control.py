@@ -18,6 +18,7 @@ from starlette.routing import Route
 from prevue.local.github.avatar import avatar
 from prevue.local.github.ci import OnPush
 from prevue.testing.github import ControlError, Delivery, FakeGitHub, Fault, Issue
+from prevue.testing.github.delivery_log import short_delivery
 
 BODY_BYTES_MAX = 1_000_000
 PER_PAGE_DEFAULT = 30
@@ -208,7 +209,7 @@ def checked(handler: Handler) -> Handler:
     return answer
 
 
-def show_delivery(github: FakeGitHub, delivery: Delivery) -> dict[str, Any]:
+def show_delivery(delivery: Delivery) -> dict[str, Any]:
     """Return a delivery as the control path shows it: GitHub's own fields, the request, and the response (null: pending).
 
     `request.payload` is the decoded object, `request.body` the exact text that was signed.
@@ -216,7 +217,7 @@ def show_delivery(github: FakeGitHub, delivery: Delivery) -> dict[str, Any]:
     response = delivery.response
     body = delivery.payload.decode()
     return {
-        **github.render.delivery(delivery),
+        **short_delivery(delivery),
         "request": {"headers": dict(delivery.headers), "payload": msgspec.json.decode(body), "body": body},
         "response": None
         if response is None
@@ -371,7 +372,7 @@ def _delivery_routes(desk: Desk) -> list[Route]:
             raise Refused(f"per_page {text!r} is not a number")
         event = request.query_params.get("event") or None
         found = github.webhooks.log(event=event, per_page=int(text))
-        return JSONResponse([show_delivery(github, delivery) for delivery in found])
+        return JSONResponse([show_delivery(delivery) for delivery in found])
 
     async def redeliver(request: Request) -> Response:
         guid = request.path_params["guid"]
@@ -379,7 +380,7 @@ def _delivery_routes(desk: Desk) -> list[Route]:
             delivery = github.webhooks.redeliver(guid)
         except KeyError as exc:
             raise Refused(f"no delivery {guid}", status=404) from exc
-        return JSONResponse(show_delivery(github, delivery), status_code=202)
+        return JSONResponse(show_delivery(delivery), status_code=202)
 
     async def picture(request: Request) -> Response:
         headers = {"cache-control": "max-age=86400"}

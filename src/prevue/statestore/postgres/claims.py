@@ -113,7 +113,7 @@ class PostgresClaims:
         row = await self._database.heartbeat(_HEARTBEAT, *claim.key, claim.token, self._limits.lease_seconds)
         if row is None:
             raise StaleClaim
-        return _order(*row)
+        return order_of(*row)
 
     async def begin(
         self, claim: Claim, *, preview_state: PreviewState, deadline_seconds: float, values_digest: str = ""
@@ -153,6 +153,8 @@ class PostgresClaims:
                 is_ready = finish.preview_state is PreviewState.READY
                 values = {"state": finish.preview_state.value, "url": finish.url if is_ready else ""}
                 values |= _live(finish.live if is_ready else None)
+            if finish.ttl_seconds is not None:
+                values["expires_at"] = NOW + timedelta(seconds=finish.ttl_seconds) if finish.ttl_seconds > 0 else None
             await _free(connection, claim, values)
             ended = update(request).values(
                 state=finish.outcome.value, reason=finish.reason.value, error=finish.error, url=finish.url, finished_at=NOW
@@ -193,6 +195,11 @@ class PostgresClaims:
         )
         async with self._database.statement() as connection:
             return [decode_message(body) for body in await connection.scalars(statement)]
+
+    async def is_expired(self, claim: Claim) -> bool:
+        """Read under the claim: nobody else moves `expires_at`."""
+        async with self._database.statement() as connection:
+            return bool(await connection.scalar(select(preview.c.expires_at <= NOW).where(_holds(claim))))
 
     async def note(self, claim: Claim, event: str, details: dict[str, str | int | float | bool]) -> None:
         """One row, whoever holds the preview now."""
@@ -248,7 +255,7 @@ def _live(live: Live | None) -> dict[str, Any]:
     return {"live_sha": live.sha, "live_digest": live.digest, "live_request": live.request_id, "live_token": live.token}
 
 
-def _order(at: datetime, rank: int, tie: int) -> Order:
+def order_of(at: datetime, rank: int, tie: int) -> Order:
     """`-infinity` comes back as the smallest datetime, without its zone."""
     return Order(at if at.tzinfo is not None else at.replace(tzinfo=UTC), rank, tie)
 
@@ -263,7 +270,7 @@ def _claim(key: PreviewKey, row: Any, granted_at_boottime: float) -> Claim:
         token=row["token"],
         attempt=row["attempt"],
         message=decode_message(row["message"]),
-        order=_order(row["order_at"], row["order_rank"], row["order_tie"]),
+        order=order_of(row["order_at"], row["order_rank"], row["order_tie"]),
         cluster=row["cluster"],
         namespace=row["namespace"],
         releases=tuple(row["releases"]),

@@ -5,14 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select, union, update
-from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy import ColumnElement, and_, func, select, union, update
 
 from prevue.model import Message, Notice, RequestState, decode_message
 from prevue.statestore.port import ClaimLimits, OutboxItem
 from prevue.statestore.postgres.claims import NOW
 from prevue.statestore.postgres.database import Database
-from prevue.statestore.postgres.tables import lease, outbox, preview, request
+from prevue.statestore.postgres.sweep import PostgresSweep
+from prevue.statestore.postgres.tables import outbox, preview, request
 
 _OPEN = (RequestState.WAITING.value, RequestState.CLAIMED.value)
 # Written as the partial indexes are, so that the planner sees that they fit.
@@ -21,7 +21,7 @@ _IS_TO_VERIFY = and_(outbox.c.sent_version == outbox.c.version, outbox.c.verify_
 _desired = request.alias("desired")
 
 
-class PostgresOutbox:
+class PostgresOutbox(PostgresSweep):
     """Outbox and SweepStore."""
 
     _database: Database
@@ -47,20 +47,12 @@ class PostgresOutbox:
         return None if seconds is None else max(0.0, float(seconds))
 
     async def acquire_lane(self, installation_id: int, *, holder: str, seconds: float) -> bool:
-        """One statement: taken where it is free, lapsed or ours."""
-        row = upsert(lease).values(name=_lane(installation_id), holder=holder, until=NOW + timedelta(seconds=seconds))
-        taken = row.on_conflict_do_update(
-            index_elements=["name"],
-            set_={"holder": row.excluded.holder, "until": row.excluded.until, "token": lease.c.token + 1},
-            where=or_(lease.c.holder == row.excluded.holder, lease.c.until <= NOW),
-        ).returning(lease.c.token)
-        async with self._database.statement() as connection:
-            return (await connection.scalar(taken)) is not None
+        """A lease of that name."""
+        return await self.acquire_lease(_lane(installation_id), holder=holder, seconds=seconds)
 
     async def release_lane(self, installation_id: int, *, holder: str) -> None:
         """Only ours."""
-        async with self._database.statement() as connection:
-            await connection.execute(delete(lease).where(lease.c.name == _lane(installation_id), lease.c.holder == holder))
+        await self.release_lease(_lane(installation_id), holder=holder)
 
     async def due(self, installation_id: int, *, limit: int) -> list[OutboxItem]:
         """Each row with its request as it is now, in one snapshot: the version that is reported sent is that of the text."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import and_, func, select, true
+from sqlalchemy import and_, exists, func, select, true
 
 from prevue.model import RequestState
 from prevue.statestore.port import PreviewView, RequestView
 from prevue.statestore.postgres.database import Database
 from prevue.statestore.postgres.tables import ledger, preview, request
+from prevue.statestore.rules import SETTLED
 
 REQUESTS_MAX = 100
 """Requests of one preview that are shown."""
@@ -30,7 +31,7 @@ class PostgresReader:
         statement = select(shown, *_prefixed(newest)).select_from(shown).join(newest, true()).order_by(shown.c.changed_at.desc())
         async with self._database.statement() as connection:
             rows = list((await connection.execute(statement)).mappings())
-        return [_preview_view(row, [_request_view(row, "newest_")]) for row in rows]
+        return [_preview_view(row, [request_view(row, "newest_")]) for row in rows]
 
     async def preview(self, repo: str, pr_number: int) -> PreviewView | None:
         """The one that changed last, should two repositories have borne that name."""
@@ -48,26 +49,27 @@ class PostgresReader:
                 .order_by(*_newest_first())
                 .limit(REQUESTS_MAX)
             )
-            requests = [_request_view(row) for row in (await connection.execute(statement)).mappings()]
+            requests = [request_view(row) for row in (await connection.execute(statement)).mappings()]
         return _preview_view(found, requests)
 
     async def dead_letters(self, *, limit: int = 100) -> list[RequestView]:
         """Newest first, by their own partial index."""
+        is_settled = exists().where(ledger.c.request_id == request.c.id, ledger.c.event.in_(SETTLED))
         statement = (
             select(request)
-            .where(request.c.state == RequestState.DEAD.value)
+            .where(request.c.state == RequestState.DEAD.value, ~is_settled)
             .order_by(request.c.finished_at.desc(), request.c.id.desc())
             .limit(limit)
         )
         async with self._database.statement() as connection:
-            return [_request_view(row) for row in (await connection.execute(statement)).mappings()]
+            return [request_view(row) for row in (await connection.execute(statement)).mappings()]
 
     async def dead_letter(self, request_id: int) -> RequestView | None:
         """By id."""
         statement = select(request).where(request.c.id == request_id, request.c.state == RequestState.DEAD.value)
         async with self._database.statement() as connection:
             row = (await connection.execute(statement)).mappings().one_or_none()
-        return None if row is None else _request_view(row)
+        return None if row is None else request_view(row)
 
     async def ledger(self, repo: str, pr_number: int) -> list[dict[str, str | int | float | bool | None]]:
         """Details first, so that no detail hides a column."""
@@ -114,7 +116,8 @@ def _prefixed(table: Any) -> list[Any]:
     return [column.label(f"newest_{column.name}") for column in table.c]
 
 
-def _request_view(row: Any, prefix: str = "") -> RequestView:
+def request_view(row: Any, prefix: str = "") -> RequestView:
+    """A row of `request`, its columns perhaps with a prefix."""
     return RequestView(**{name: row[prefix + name] for name in RequestView.__struct_fields__})
 
 

@@ -1,4 +1,4 @@
-"""The statestore in PostgreSQL, opened as one object that keeps all four of the port's protocols."""
+"""The statestore in PostgreSQL, opened as one object that keeps all of the port's protocols."""
 
 from __future__ import annotations
 
@@ -6,7 +6,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from prevue.clock import Clock, SystemClock
-from prevue.statestore.port import ClaimLimits, ClaimStore, Outbox, PreviewReader, SweepStore
+from prevue.statestore.port import (
+    AlarmStore,
+    ClaimLimits,
+    ClaimStore,
+    CursorStore,
+    DeadLetterStore,
+    JanitorStore,
+    LeaseStore,
+    Outbox,
+    PreviewReader,
+    SweepStore,
+    TokenStore,
+)
 from prevue.statestore.postgres.claims import PostgresClaims
 from prevue.statestore.postgres.database import Database
 from prevue.statestore.postgres.outbox import PostgresOutbox
@@ -14,7 +26,7 @@ from prevue.statestore.postgres.reader import PostgresReader
 
 
 class PostgresStateStore(PostgresClaims, PostgresOutbox, PostgresReader):
-    """ClaimStore, Outbox, SweepStore and PreviewReader."""
+    """Every protocol of the port."""
 
     def __init__(self, database: Database, limits: ClaimLimits, cluster_name: str, clock: Clock) -> None:
         self._database = database
@@ -37,3 +49,9 @@ _claims: type[ClaimStore] = PostgresStateStore
 _outbox: type[Outbox] = PostgresStateStore
 _sweep: type[SweepStore] = PostgresStateStore
 _reader: type[PreviewReader] = PostgresStateStore
+_janitor: type[JanitorStore] = PostgresStateStore
+_leases: type[LeaseStore] = PostgresStateStore
+_cursors: type[CursorStore] = PostgresStateStore
+_tokens: type[TokenStore] = PostgresStateStore
+_alarms: type[AlarmStore] = PostgresStateStore
+_dead_letters: type[DeadLetterStore] = PostgresStateStore

@@ -99,6 +99,9 @@ preview = Table(
     UniqueConstraint("cluster", "namespace", name="preview_namespace"),
 )
 Index("preview_by_repo", func.lower(preview.c.repo), preview.c.pr_number)
+_IS_STANDING = text("state <> 'destroyed'")
+Index("preview_standing", preview.c.github_host, preview.c.repository_id, preview.c.pr_number, postgresql_where=_IS_STANDING)
+Index("preview_expiring", preview.c.expires_at, postgresql_where=text("expires_at IS NOT NULL AND state <> 'destroyed'"))
 
 outbox = Table(
     "outbox",
@@ -132,6 +135,14 @@ lease = Table(
     Column("holder", Text, nullable=False),
     Column("token", BigInteger, nullable=False, server_default=text("1")),
     Column("until", _TIME, nullable=False),
+)
+
+cursor = Table(
+    "cursor",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+    Column("changed_at", _TIME, nullable=False, server_default=_NOW),
 )
 
 ledger = Table(

@@ -71,6 +71,22 @@ class ClusterContract:
         run = await install(world, stale, A)
         assert "stale fencing token" in run.error
 
+    async def test_our_namespaces_are_listed_with_their_fences(self, world: World) -> None:
+        key, other = world.new_key(), world.new_key()
+        first = await raised(world, key, 5)
+        await raised(world, other, 7)
+        found = {one.key: one for one in await world.cluster.owned(key.github_host)}
+        assert (found[key].name, found[key].uid, found[key].fence) == (namespace_of(key), first.uid, 5)
+        assert found[other].fence == 7
+        assert not found[key].is_terminating
+        assert key not in {one.key for one in await world.cluster.owned("other.test")}
+        assert await world.cluster.highest_fence() >= 7
+
+    async def test_foreign_namespace_is_not_listed(self, world: World) -> None:
+        key = world.new_key()
+        world.make_foreign_namespace(namespace_of(key))
+        assert namespace_of(key) not in {one.name for one in await world.cluster.owned(key.github_host)}
+
     async def test_no_release_is_none(self, world: World) -> None:
         fence = await raised(world, world.new_key(), 5)
         assert await world.cluster.release(fence, RELEASE) is None

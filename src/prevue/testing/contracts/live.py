@@ -20,14 +20,14 @@ import yaml
 from prevue.clock import SystemClock
 from prevue.cluster.install import apply_manifests, deployer_kubeconfig
 from prevue.cluster.kubernetes import KubernetesCluster
-from prevue.cluster.port import Cluster, UrlProbe
+from prevue.cluster.port import UrlProbe
 from prevue.cluster.probe import HttpProbe
 from prevue.config import ClusterSettings
 from prevue.helm.command import HelmCommand
 from prevue.helm.port import Helm, ReleaseSpec
 from prevue.local import cluster as local_cluster
 from prevue.model import PreviewKey
-from prevue.testing.contracts.worlds import RELEASE, World, labels, namespace_of, new_key
+from prevue.testing.contracts.worlds import RELEASE, FullCluster, World, labels, namespace_of, new_key
 
 IMAGE = "prevue.test/web:1"
 KINDS = "configmaps,secrets,services,deployments,jobs"
@@ -121,7 +121,7 @@ class LiveWorld:
         self.live = live
         self.helm: Helm = helm
         self.kubernetes = cluster
-        self.cluster: Cluster = cluster
+        self.cluster: FullCluster = cluster
         self.probe: UrlProbe = probe
         self.clock = SystemClock()
 

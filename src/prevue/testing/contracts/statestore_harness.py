@@ -9,7 +9,21 @@ from typing import Any, Protocol
 import msgspec
 
 from prevue.model import Action, Claim, Live, Message, Source, format_time, idempotency_key
-from prevue.statestore.port import ClaimLimits, ClaimStore, Granted, Outbox, OutboxItem, PreviewReader, SweepStore
+from prevue.statestore.port import (
+    AlarmStore,
+    ClaimLimits,
+    ClaimStore,
+    CursorStore,
+    DeadLetterStore,
+    Granted,
+    JanitorStore,
+    LeaseStore,
+    Outbox,
+    OutboxItem,
+    PreviewReader,
+    SweepStore,
+    TokenStore,
+)
 
 INSTALLATION = 7
 START = datetime(2026, 2, 12, 10, 0, tzinfo=UTC)
@@ -22,8 +36,20 @@ Rows = dict[str, list[Any]]
 """Every table's rows, comparable."""
 
 
-class Store(ClaimStore, Outbox, SweepStore, PreviewReader, Protocol):
-    """All four protocols, as a deployer opens them."""
+class Store(
+    ClaimStore,
+    Outbox,
+    SweepStore,
+    JanitorStore,
+    LeaseStore,
+    CursorStore,
+    TokenStore,
+    AlarmStore,
+    DeadLetterStore,
+    PreviewReader,
+    Protocol,
+):
+    """All protocols, as a deployer opens them."""
 
 
 class StateStoreHarness(Protocol):

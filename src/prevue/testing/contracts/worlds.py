@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from prevue.cluster.port import LABEL_COMMIT, LABEL_TOKEN, Cluster, Fence, UrlProbe
+from prevue.cluster.port import LABEL_COMMIT, LABEL_TOKEN, Cluster, Fence, NamespaceList, UrlProbe
 from prevue.helm.port import Helm, HelmRun, ReleaseSpec
 from prevue.model import PreviewKey, preview_namespace, release_name
 from prevue.testing.cluster import FakeCluster, FakeClusterState, FakeProbe
@@ -18,11 +18,15 @@ HOST = "contract.test"
 RELEASE = release_name(1)
 
 
+class FullCluster(Cluster, NamespaceList, Protocol):
+    """Both protocols, as a deployer opens them."""
+
+
 class World(Protocol):
     """What a contract needs beside the ports."""
 
     helm: Helm
-    cluster: Cluster
+    cluster: FullCluster
     probe: UrlProbe
     midway_seconds: float
     """A Helm of a `slow` spec has begun and not finished after so long."""
@@ -95,7 +99,7 @@ class FakeWorld:
         self.state.delete_seconds = 0.05
         self._helm = FakeHelm(self.state)
         self.helm: Helm = self._helm
-        self.cluster: Cluster = FakeCluster(self.state)
+        self.cluster: FullCluster = FakeCluster(self.state)
         self.probe: UrlProbe = FakeProbe(self.state)
 
     def new_key(self) -> PreviewKey:

@@ -15,7 +15,8 @@ from urllib.parse import parse_qsl, urlencode
 import msgspec
 
 from prevue.testing.github.auth import ApiError, Caller
-from prevue.testing.github.records import Comment, Issue, Repository, Request, Token
+from prevue.testing.github.delivery_log import full_delivery, short_delivery
+from prevue.testing.github.records import Comment, Delivery, Issue, Repository, Request, Token
 from prevue.testing.github.render import Json
 from prevue.testing.github.state import ControlError, GitHubState
 
@@ -253,18 +254,27 @@ def list_hook_deliveries(call: Call) -> Answer:
     if len(found) > per_page:
         cursor = urlencode({**query, "cursor": f"v1_{found[per_page - 1].id}"})
         headers["link"] = f'<{call.github.render.api_url}{call.request.path}?{cursor}>; rel="next"'
-    return Answer(body=[call.github.render.delivery(delivery) for delivery in found[:per_page]], headers=headers)
+    return Answer(body=[short_delivery(delivery) for delivery in found[:per_page]], headers=headers)
+
+
+def get_hook_delivery(call: Call) -> Answer:
+    """`GET /app/hook/deliveries/{delivery_id}`: with the payload that was sent and what came back."""
+    return Answer(body=full_delivery(_delivery(call)))
 
 
 def redeliver(call: Call) -> Answer:
     """`POST /app/hook/deliveries/{delivery_id}/attempts`: the same guid and bytes go out again."""
+    call.github.webhooks.redeliver(_delivery(call).guid)
+    return Answer(body={}, status=202)
+
+
+def _delivery(call: Call) -> Delivery:
     call.need_app()
     wanted = call.number("delivery_id")
-    for delivery in call.github.webhooks.log():
-        if delivery.id == wanted:
-            call.github.webhooks.redeliver(delivery.guid)
-            return Answer(body={}, status=202)
-    raise ApiError(404, "Not Found")
+    found = next((delivery for delivery in call.github.webhooks.log() if delivery.id == wanted), None)
+    if found is None:
+        raise ApiError(404, "Not Found")
+    return found
 
 
 # -- users and repositories ---------------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from prevue.testing.github.records import (
     App,
     Comment,
     Commit,
-    Delivery,
     Installation,
     Issue,
     Pull,
@@ -477,24 +476,4 @@ class Renderer:
             "parents": [
                 {"sha": parent_sha, "url": f"{api}/commits/{parent_sha}", "html_url": f"{page}/{parent_sha}"},
             ],
-        }
-
-    # -- deliveries -------------------------------------------------------------------------------------------------
-
-    def delivery(self, delivery: Delivery) -> Json:
-        """Render a delivery as GitHub's list of deliveries shows it (`simple-webhook-delivery`)."""
-        response = delivery.response
-        return {
-            "id": delivery.id,
-            "guid": delivery.guid,
-            "delivered_at": timestamp(delivery.delivered_at),
-            "redelivery": delivery.redelivery,
-            "duration": 0.0 if response is None else round(response.duration_seconds, 3),
-            "status": "pending" if response is None else (response.error or "OK"),
-            "status_code": 0 if response is None else response.status_code,
-            "event": delivery.event,
-            "action": delivery.action,
-            "installation_id": delivery.installation_id,
-            "repository_id": delivery.repository_id,
-            "throttled_at": None,
         }

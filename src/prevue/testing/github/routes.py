@@ -42,6 +42,7 @@ ROUTES = (
         page="apps/apps",
     ),
     Route(method="GET", path="/app/hook/deliveries", endpoint=endpoints.list_hook_deliveries, page="apps/webhooks"),
+    Route(method="GET", path="/app/hook/deliveries/{delivery_id}", endpoint=endpoints.get_hook_delivery, page="apps/webhooks"),
     Route(
         method="POST",
         path="/app/hook/deliveries/{delivery_id}/attempts",

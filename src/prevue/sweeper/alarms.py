@@ -1,0 +1,66 @@
+"""The sweeper's rule 6: what needs an operator; and tokens above the cluster's after a restore (protocol, sections 1 and 6).
+
+A database that was restored from a backup would give tokens out again. The cluster remembers: each namespace bears the token of its last
+claim. Above the largest of them nothing was ever written under a claim that still stands.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import structlog
+
+from prevue.cluster.port import NamespaceList
+from prevue.statestore.port import AlarmStore, TokenStore
+
+log = structlog.get_logger(__name__)
+
+TOKEN_MARGIN = 1_000
+"""Also skipped: tokens of lost claims that left no annotation, since they raised none or their namespace is gone."""
+OVERDUE_MAX = 20
+
+
+class _Store(AlarmStore, TokenStore, Protocol):
+    """Both ports."""
+
+
+async def raise_tokens_above_cluster(tokens: TokenStore, namespaces: NamespaceList) -> bool:
+    """Called before anybody claims; whether the sequence was behind the cluster, which only a restore explains.
+
+    Raises:
+        ClusterUnavailable, StateStoreUnavailable: nobody may claim, since it is not known whether tokens would be given out again.
+    """
+    highest = await namespaces.highest_fence()
+    if highest <= await tokens.last_token():
+        return False
+    if await tokens.raise_tokens(above=highest + TOKEN_MARGIN):
+        log.error("tokens were behind the cluster: the database was restored", action="tokens_raised", above=highest + TOKEN_MARGIN)
+    return True
+
+
+class Alarms:
+    """One log line for each thing that a person should look at."""
+
+    def __init__(self, *, store: _Store, namespaces: NamespaceList, overdue_seconds: float) -> None:
+        self._store = store
+        self._namespaces = namespaces
+        self._overdue_seconds = overdue_seconds
+
+    async def sweep(self) -> int:
+        """One turn; returns how many alarms there are."""
+        # A restore under a running deployer: it may have claimed already, with tokens that the fences refuse. It gets better ones now.
+        alarms = int(await raise_tokens_above_cluster(self._store, self._namespaces))
+        overdue = await self._store.overdue(older_than_seconds=self._overdue_seconds, limit=OVERDUE_MAX)
+        for one in overdue:
+            log.error(
+                "a request is open for too long",
+                action="request_overdue",
+                request=one.id,
+                repo=one.repo,
+                pr_number=one.pr_number,
+                state=one.state,
+                attempts=one.attempts,
+                error=one.error,
+                registered_at=one.registered_at.isoformat(),
+            )
+        return alarms + len(overdue)

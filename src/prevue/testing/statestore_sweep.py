@@ -1,0 +1,130 @@
+"""What the sweeper and the operator ask of the statestore's fake."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from prevue.model import Message, PreviewKey, PreviewState, RequestState, Source
+from prevue.statestore.port import (
+    AlarmStore,
+    CursorStore,
+    DeadLetterStore,
+    JanitorStore,
+    LeaseStore,
+    RequestView,
+    StandingPreview,
+    TokenStore,
+)
+from prevue.testing.statestore_base import FakeStore, is_busy, request_view
+from prevue.testing.statestore_disk import NEVER, PreviewRow
+
+
+class FakeSweep(FakeStore):
+    """JanitorStore, LeaseStore, CursorStore, TokenStore, AlarmStore and DeadLetterStore."""
+
+    async def standing(self, *, after: PreviewKey | None = None, limit: int) -> list[StandingPreview]:
+        """By key."""
+        now = await self._begin_transaction()
+        rows = [row for key, row in sorted(self.disk.previews.items()) if after is None or key > after]
+        return [self._standing(row, now) for row in rows if row.state is not PreviewState.DESTROYED][:limit]
+
+    async def find(self, key: PreviewKey) -> StandingPreview | None:
+        """One."""
+        now = await self._begin_transaction()
+        row = self.disk.previews.get(key)
+        return None if row is None else self._standing(row, now)
+
+    async def expired(self, *, limit: int) -> list[StandingPreview]:
+        """Rule 5."""
+        now = await self._begin_transaction()
+        due = [
+            (row.expires_at, row)
+            for row in self.disk.previews.values()
+            if row.expires_at is not None and row.expires_at <= now and row.state is not PreviewState.DESTROYED
+        ]
+        found = [self._standing(row, now) for _, row in sorted(due, key=lambda pair: pair[0])]
+        return [one for one in found if one.is_idle][:limit]
+
+    async def is_registered(self, key: PreviewKey, source: Source, source_id: str) -> bool:
+        """In any state."""
+        await self._begin_transaction()
+        identity = (source, source_id)
+        return any((row.message.effective_source, row.message.effective_source_id) == identity for row in self._requests_of(key))
+
+    async def acquire_lease(self, name: str, *, holder: str, seconds: float) -> bool:
+        """Take or extend."""
+        now = await self._begin_transaction()
+        other, until = self.disk.leases.get(name, (holder, NEVER))
+        if other != holder and until > now:
+            return False
+        self.disk.leases[name] = (holder, now + timedelta(seconds=seconds))
+        return True
+
+    async def release_lease(self, name: str, *, holder: str) -> None:
+        """Give back."""
+        await self._begin_transaction()
+        if self.disk.leases.get(name, ("", NEVER))[0] == holder:
+            del self.disk.leases[name]
+
+    async def cursor(self, name: str) -> str | None:
+        """What was stored."""
+        await self._begin_transaction()
+        return self.disk.cursors.get(name)
+
+    async def set_cursor(self, name: str, value: str) -> None:
+        """Store it."""
+        await self._begin_transaction()
+        self.disk.cursors[name] = value
+
+    async def last_token(self) -> int:
+        """The sequence."""
+        await self._begin_transaction()
+        return self.disk.last_token
+
+    async def raise_tokens(self, *, above: int) -> bool:
+        """Only upwards."""
+        await self._begin_transaction()
+        if self.disk.last_token >= above:
+            return False
+        self.disk.last_token = above
+        return True
+
+    async def overdue(self, *, older_than_seconds: float, limit: int) -> list[RequestView]:
+        """Open for too long."""
+        now = await self._begin_transaction()
+        before = now - timedelta(seconds=older_than_seconds)
+        rows = [row for row in self.disk.requests.values() if not row.state.is_terminal and row.registered_at <= before]
+        return [request_view(row) for row in sorted(rows, key=lambda row: (row.registered_at, row.id))[:limit]]
+
+    async def dead_message(self, request_id: int) -> Message | None:
+        """As it was registered."""
+        await self._begin_transaction()
+        row = self.disk.requests.get(request_id)
+        return row.message if row is not None and row.state is RequestState.DEAD else None
+
+    async def settle_dead_letter(self, request_id: int, event: str) -> None:
+        """A row of the ledger."""
+        now = await self._begin_transaction()
+        self._record(request_id, None, event, now)
+
+    def _standing(self, row: PreviewRow, now: datetime) -> StandingPreview:
+        desired = self.disk.requests.get(row.desired_request)
+        return StandingPreview(
+            key=row.key,
+            repo=row.repo,
+            installation_id=desired.message.installation_id if desired is not None else 0,
+            namespace=row.namespace,
+            state=row.state,
+            order=row.desired,
+            is_idle=not is_busy(row, now) and (desired is None or desired.state.is_terminal),
+            live_request=row.live.request_id if row.live is not None else None,
+            token=row.token,
+        )
+
+
+_janitor: type[JanitorStore] = FakeSweep
+_leases: type[LeaseStore] = FakeSweep
+_cursors: type[CursorStore] = FakeSweep
+_tokens: type[TokenStore] = FakeSweep
+_alarms: type[AlarmStore] = FakeSweep
+_dead_letters: type[DeadLetterStore] = FakeSweep
