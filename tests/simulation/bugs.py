@@ -87,7 +87,7 @@ _begin = FakeStateStore.begin
 _finish = FakeStateStore.finish
 _give_back = FakeStateStore.give_back
 _register = FakeStateStore.register_and_claim
-_is_busy = fake._is_busy
+_is_busy = fake.is_busy
 
 
 @bug("the claim is on the commit, not on the preview")
@@ -95,7 +95,7 @@ def claim_per_key() -> list[Any]:
     def verdict(self: Any, request: Any, preview: Any, now: Any) -> Any:
         holder = self.disk.requests.get(preview.holder_request)
         if holder is not None and holder.message.commit_sha != request.message.commit_sha:
-            with patch.object(fake, "_is_busy", lambda *_: False):
+            with patch.object(fake, "is_busy", lambda *_: False):
                 return _verdict(self, request, preview, now)
         return _verdict(self, request, preview, now)
 
@@ -104,7 +104,7 @@ def claim_per_key() -> list[Any]:
 
 @bug("the claim looks at the lease alone, not at Helm's stored deadline")
 def no_helm_deadline() -> list[Any]:
-    return [patch.object(fake, "_is_busy", lambda preview, now: preview.lease_until > now)]
+    return [patch.object(fake, "is_busy", lambda preview, now: preview.lease_until > now)]
 
 
 @bug("the claim is released while Helm still runs")

@@ -40,10 +40,11 @@ INVARIANTS = (
     "closed_pull_request_leaves_nothing",
     "redelivery_changes_nothing",
     "quiet_after_faults_stop",
+    "expired_preview_leaves_nothing",
     "outages_end_nothing",
     "no_unexpected_error",
 )
-"""Those of the design, and two more: an attempt is spent only where something really failed; no error that nobody expected."""
+"""Those of the design, and three more: expiry, attempts that are spent only where something really failed, no error that nobody expected."""
 
 _WRITES_UNDER_A_CLAIM = frozenset({"heartbeat", "begin", "finish", "give_back"})
 
@@ -117,8 +118,8 @@ class Oracle:
 
     # -- webhooks -----------------------------------------------------------------------------------------------------
 
-    def app_enqueues(self, message: Message) -> None:
-        """An App puts a request on the queue: was it asked for, by somebody who may, for a commit that was the head?"""
+    def enqueues(self, message: Message) -> None:
+        """A request is put on the queue: was it asked for, by somebody who may, for a commit that was the head?"""
         if message.effective_source is not Source.COMMENT:
             return
         pull = self.pull_of(message.key)

@@ -152,8 +152,7 @@ class SimulatedQueue(FakeQueue):
     async def enqueue(self, message: Message) -> Enqueued | AlreadyEnqueued:
         world, faults = self._world, self._world.faults
         world.opportunity(self._process)
-        if self._process.name.startswith("app"):
-            world.oracle.app_enqueues(message)
+        world.oracle.enqueues(message)
         await asyncio.sleep(world.random.uniform(0.001, 0.02))
         if faults.is_out("queue") or faults.draw("queue_error"):
             raise QueueUnavailable("the simulated queue did not do it")

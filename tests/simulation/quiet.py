@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 WORDS: dict[RequestState, tuple[str, ...]] = {
     RequestState.DEPLOYED: ("Preview ready", "Preview already exists"),
-    RequestState.DESTROYED: ("Preview removed",),
+    RequestState.DESTROYED: ("Preview removed", "Preview expired"),
     RequestState.SUPERSEDED: ("Superseded", "closed meanwhile"),
     RequestState.REJECTED: ("Preview not started",),
     RequestState.FAILED: ("Preview failed",),
@@ -24,13 +24,16 @@ WORDS: dict[RequestState, tuple[str, ...]] = {
 """By what words people can tell how a request ended."""
 
 
+_OURS = (Source.SWEEP, Source.EXPIRY)
+
+
 def unquiet(world: World) -> str:
     """What is still going on; empty: nothing."""
     store = world.store
     busy = world.clock.now()
-    if world.wire.in_flight or world.wire.failed:
+    if world.wire.in_flight or world.wire.unsettled:
         return "a webhook is under way"
-    if any(app.acknowledger._pending for app in world.apps):
+    if any(process.acknowledger._pending for process in (*world.apps, *world.deployers)):
         return "an acknowledgement is under way"
     for row in store.requests.values():
         if not row.state.is_terminal:
@@ -43,8 +46,30 @@ def unquiet(world: World) -> str:
             return f"{preview.namespace} is held"
     if any(deployer.helm.children for deployer in world.deployers):
         return "a Helm runs"
+    if world.settings.has_sweeper_rules and (left := _left_for_the_sweeper(world)):
+        return left
     if world.queue.entries:
         return f"{len(world.queue.entries)} messages are in the queue"
+    return ""
+
+
+def _left_for_the_sweeper(world: World) -> str:
+    """What its rules 2, 3 and 5 have not found yet."""
+    known = {identity(row.message) for row in world.store.requests.values()}
+    for pull in world.people.pulls:
+        key = PreviewKey("github.com", pull.repository_id, pull.number)
+        for comment_id, (since, who, _) in pull.commands.items():
+            stayed_open = pull.opened[-1][1] and pull.opened[-1][0] <= since
+            stayed_allowed = who == "writer" and world.people.writer_may[-1][1] and world.people.writer_may[-1][0] <= since
+            if stayed_open and stayed_allowed and (key, Source.COMMENT, str(comment_id)) not in known:
+                return f"the command {comment_id} has no request"
+        row = world.store.previews.get(key)
+        if row is None:
+            continue
+        if not pull.opened[-1][1] and (row.state is not PreviewState.DESTROYED or world.cluster.find(row.namespace) is not None):
+            return f"{pull.repo}#{pull.number} is closed, and {row.namespace} stands"
+        if row.expires_at is not None and row.state is not PreviewState.DESTROYED:
+            return f"{row.namespace} is going to expire"
     return ""
 
 
@@ -102,7 +127,7 @@ class QuietCheck:
             message = row.message
             marker = comment_marker(message.key, message.effective_source, message.effective_source_id)
             found = [comment for comment in comments if comment.body.startswith(marker)]
-            is_command = message.effective_source is Source.COMMENT
+            is_command = message.effective_source in (Source.COMMENT, Source.REPLAY)
             words = WORDS[row.state]
             if len(found) > 1:
                 self._report("one_status_comment_per_command", f"request {row.id} has {len(found)} comments")
@@ -126,10 +151,12 @@ class QuietCheck:
         if not rows:
             return
         order = self._world.oracle.order_of
-        newest = max(rows, key=lambda row: order(row.message))
+        # A sweep, an expiry or a replay has the order of what it repeats: of equals the last one counts, but not one that found no reason.
+        counted = [row for row in rows if row.state is not RequestState.SUPERSEDED or row.message.effective_source not in _OURS] or rows
+        newest = max(counted, key=lambda row: (order(row.message), row.finished_at or row.registered_at))
         preview = self._world.store.previews[key]
         served = self._world.cluster.served_commit(preview.namespace)
-        if newest.state is RequestState.SUPERSEDED and not self._was_closed(pull, newest):
+        if newest.state is RequestState.SUPERSEDED and newest.message.effective_source not in _OURS and not self._was_closed(pull, newest):
             self._report("newest_wins", f"request {newest.id} is the newest, and superseded")
         if newest.state is RequestState.DEPLOYED:
             if served != newest.message.commit_sha or preview.state is not PreviewState.READY:
@@ -138,7 +165,8 @@ class QuietCheck:
         if newest.state is RequestState.DESTROYED and served is not None:
             self._report("newest_wins", f"request {newest.id} is the newest and tore down, but {served} is served")
         for row in rows:
-            if row.state is RequestState.SUPERSEDED and row is not newest and not self._was_closed(pull, row):
+            is_ours = row.message.effective_source in _OURS
+            if row.state is RequestState.SUPERSEDED and row is not newest and not is_ours and not self._was_closed(pull, row):
                 if not any(order(other.message) > order(row.message) for other in rows):
                     self._report("newest_wins", f"request {row.id} is superseded, and nothing newer is known")
 

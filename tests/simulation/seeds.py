@@ -102,7 +102,13 @@ async def _become_quiet(world: World) -> None:
         elif now - still_since >= STILL_SECONDS:
             return
         if now > give_up_at:
-            name = "accepted_reaches_terminal_state" if reason.startswith("request") else "quiet_after_faults_stop"
+            name = "quiet_after_faults_stop"
+            if reason.startswith(("request", "the command")):
+                name = "accepted_reaches_terminal_state"
+            elif "closed" in reason:
+                name = "closed_pull_request_leaves_nothing"
+            elif "expire" in reason:
+                name = "expired_preview_leaves_nothing"
             world.oracle.report(name, f"{QUIET_WITHIN_SECONDS:.0f} s after the last fault: {reason}")
         await asyncio.sleep(1)
 

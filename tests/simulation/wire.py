@@ -22,8 +22,8 @@ class WebhookWire:
     def __init__(self, world: World) -> None:
         self._world = world
         self.in_flight = 0
-        self.failed = 0
-        """Deliveries whose last response was not 2xx and that have not been sent again yet."""
+        self.unsettled: set[str] = set()
+        """By guid: deliveries whose last response was not 2xx."""
         self.accepted: list[Delivery] = []
         world.github.webhooks.on_delivery(self._take)
 
@@ -36,7 +36,9 @@ class WebhookWire:
         """Bring it, in its own time."""
         faults, random = self._world.faults, self._world.random
         if faults.draw("webhook_never_sent"):
+            # It does not stand in GitHub's log either: nobody can find it there.
             self._world.trace(f"webhook {delivery.id} never sent")
+            self._world.github.webhooks._log.remove(delivery)
             return
         seconds = [random.uniform(0.05, 0.5)]
         if faults.draw("webhook_delay"):
@@ -64,14 +66,16 @@ class WebhookWire:
         self.in_flight -= 1
         if status == 202:
             self.accepted.append(delivery)
-        if not world.settings.has_sweeper_rules and (status == 0 or status >= 500):
-            # No rule of the sweeper does it yet: somebody presses "redeliver".
-            self.failed += 1
-            world.outside(self._again(delivery), "redeliver")
+        if 200 <= status < 300:
+            self.unsettled.discard(delivery.guid)
+        elif _asks_for_something(delivery):
+            self.unsettled.add(delivery.guid)
+            if not world.settings.has_sweeper_rules:
+                # No rule of the sweeper does it: somebody presses "redeliver".
+                world.outside(self._again(delivery), "redeliver")
 
     async def _again(self, delivery: Delivery) -> None:
         await asyncio.sleep(self._world.random.uniform(2, 15))
-        self.failed -= 1
         self._world.github.webhooks.redeliver(delivery.guid)
 
     async def _post(self, delivery: Delivery, app: App) -> tuple[int, bytes]:

@@ -19,8 +19,8 @@ from typing import Any, cast
 import httpx2
 import jwt
 
-from prevue.cluster.port import Cluster, ReadyLimits, UrlProbe, UrlSource
-from prevue.config import AppSettings
+from prevue.cluster.port import Cluster, NamespaceList, ReadyLimits, UrlProbe, UrlSource
+from prevue.config import AppSettings, SweeperSettings
 from prevue.deployer.pipeline import Pipeline, PipelineLimits
 from prevue.deployer.plan import Plan
 from prevue.deployer.worker import Worker, WorkerLimits
@@ -30,15 +30,19 @@ from prevue.github.tokens import JWT_BACKDATED, JWT_LIFETIME, AppIdentity
 from prevue.github_app.acknowledge import Acknowledger
 from prevue.github_app.asgi import create_app
 from prevue.github_app.budget import Budget
+from prevue.github_app.handle import Handler
 from prevue.model import GITHUB_COM, Claim
-from prevue.statestore.port import ClaimLimits, ClaimStore, Outbox, SweepStore
+from prevue.statestore.port import ClaimLimits, ClaimStore, LeaseStore, Outbox, SweepStore
 from prevue.sweeper.outbox import OutboxDrainer, OutboxLimits
+from prevue.sweeper.rules import SweeperStore, make_rules
+from prevue.sweeper.run import Sweeper
 from prevue.sweeper.waiting import WaitingSweeper
 from prevue.testing.cluster import FakeClusterState
 from prevue.testing.github.app_key import AppKey
 from prevue.testing.github.rest import FakeGitHub
 from prevue.testing.queue import QueueDisk
 from prevue.testing.statestore_disk import StateStoreDisk
+from prevue.wiring.commands import AppDoor
 from tests.simulation.faults import Faults, Swarm
 from tests.simulation.invariants import Oracle
 from tests.simulation.loop import Process, SimulatedClock, SimulatedLoop
@@ -52,6 +56,9 @@ LANE_SECONDS = 12.0
 VERIFY_SECONDS = LANE_SECONDS + 20.0
 """The lane's lease and the longest that a request to GitHub can be under way."""
 UNREACHABLE_SECONDS = 60.0
+SWEEPER = SweeperSettings(
+    deliveries_seconds=10, poll_seconds=3, comments_seconds=20, previews_seconds=20, expiry_seconds=10, alarm_seconds=60, overdue_seconds=3600
+)
 
 _key: list[AppKey] = []
 
@@ -97,6 +104,7 @@ class Numbers:
     delete_seconds: float = 0.5
     readiness_seconds: float = 20.0
     url_seconds: float = 4.0
+    ttl_seconds: float = 0.0
 
     @classmethod
     def draw(cls, random: Random) -> Numbers:
@@ -105,6 +113,7 @@ class Numbers:
             helm_step_seconds=random.choice((0.05, 0.3, 1.0)),
             attempts_max=random.choice((2, 4)),
             delete_seconds=random.choice((0.0, 0.5, 3.0)),
+            ttl_seconds=random.choice((0.0, 0.0, 0.0, 40.0, 100.0)),
         )
 
 
@@ -114,8 +123,10 @@ class Settings:
 
     apps: int = 2
     deployers: int = 3
-    has_sweeper_rules: bool = False
+    has_sweeper_rules: bool = True
+    """Rules 2, 3, 5 and 6; without them failed deliveries are sent again by hand, and what only these rules repair is off."""
     sweeper: bool = True
+    """Rule 1."""
     only: frozenset[str] | None = None
     """The fault kinds that are on; None: the seed draws them."""
     policy: bool | None = None
@@ -140,6 +151,8 @@ class Deployer:
     worker: Worker
     drainer: OutboxDrainer
     sweeper: WaitingSweeper
+    rules: Sweeper
+    acknowledger: Acknowledger
     queue: SimulatedQueue
     helm: SimulatedHelm
     stop: asyncio.Event
@@ -276,12 +289,15 @@ class World:
         sweeper = WaitingSweeper(
             store=cast("SweepStore", store), enqueuer=queue, interval_seconds=numbers.sweep_seconds, quiet_seconds=numbers.sweep_seconds
         )
+        rules, acknowledger = self._rules(process, store, queue, github)
         deployer = Deployer(
             process=process,
             helm_process=helm_process,
             worker=worker,
             drainer=drainer,
             sweeper=sweeper,
+            rules=rules,
+            acknowledger=acknowledger,
             queue=queue,
             helm=helm,
             stop=asyncio.Event(),
@@ -289,10 +305,31 @@ class World:
         self.deployers[index : index + 1] = [deployer]
         process.spawn(self._serve(index, deployer), name="main")
 
+    def _rules(self, process: Process, store: SimulatedStore, queue: SimulatedQueue, github: GitHubClient) -> tuple[Sweeper, Acknowledger]:
+        """As `wiring.sweeper.open_sweeper`."""
+        budget = Budget(per_minute=30, per_hour=100, replicas=self.settings.apps + 1, now=self.clock.boottime)
+        acknowledger = Acknowledger(github, budget)
+        handler = Handler(github=github, enqueuer=queue, acknowledger=acknowledger, settings=AppSettings(), github_host=GITHUB_COM)
+        rules = make_rules(
+            SWEEPER,
+            store=cast("SweeperStore", store),
+            github=github,
+            namespaces=cast("NamespaceList", SimulatedCluster(self, process)),
+            enqueuer=queue,
+            door=AppDoor(handler, github_host=GITHUB_COM),
+            is_configured=lambda _: True,
+            clock=SimulatedClock(self.loop, process),
+            github_host=GITHUB_COM,
+        )
+        leases = cast("LeaseStore", store)
+        return Sweeper(holder=process.name, leases=leases, rules=rules, lease_seconds=self.numbers.lease_seconds), acknowledger
+
     async def _serve(self, index: int, deployer: Deployer) -> None:
         """As `wiring.deployer.serve`: consumer, outbox, sweeper and the grace, until the stop; then the process ends and another starts."""
         drained = asyncio.Event()
         side = [asyncio.create_task(deployer.drainer.run(drained), name="outbox"), asyncio.create_task(self._halt(deployer), name="grace")]
+        if self.settings.has_sweeper_rules:
+            side.append(asyncio.create_task(deployer.rules.run(deployer.stop), name="rules"))
         if self.settings.sweeper:
             side.append(asyncio.create_task(deployer.sweeper.run(deployer.stop), name="sweeper"))
         try:
@@ -398,6 +435,7 @@ class World:
         return Plan(
             commit_sha=claim.message.commit_sha,
             chart=Path("chart"),
+            chart_name="hello",
             values={"branch": pull.head_ref},
             digest=f"values-{self.values_version}",
             helm_timeout_seconds=5,
@@ -412,5 +450,6 @@ class World:
             url_path="/",
             url_statuses=frozenset({200}),
             url_timeout_seconds=self.numbers.url_seconds,
+            ttl_seconds=self.numbers.ttl_seconds,
         )
 
