@@ -131,16 +131,13 @@ class QuietCheck:
             words = WORDS[row.state]
             if len(found) > 1:
                 self._report("one_status_comment_per_command", f"request {row.id} has {len(found)} comments")
-            if not found and (is_command or (row.state is RequestState.DESTROYED and self._removed_something(row))):
+            is_silent = message.effective_source is Source.SWEEP or row.state is not RequestState.DESTROYED or not self._removed_something(row)
+            if not found and (is_command or not is_silent):
                 name = "dead_letter_is_announced" if row.state is RequestState.DEAD else "nothing_ends_without_a_word"
                 self._report(name, f"request {row.id} ({message.effective_source}) ended as {row.state}, and no comment says so")
             if found and not any(word in found[0].body for word in words):
                 name = "dead_letter_is_announced" if row.state is RequestState.DEAD else "nothing_ends_without_a_word"
                 self._report(name, f"request {row.id} ended as {row.state}, and its comment says: {found[0].body[len(marker) :][:60]!r}")
-        for comment_id in pull.commands:
-            about = [comment for comment in comments if f"/comment/{comment_id} -->" in comment.body]
-            if len(about) > 1:
-                self._report("one_status_comment_per_command", f"command {comment_id} has {len(about)} comments")
 
     def _removed_something(self, row: RequestRow) -> bool:
         tokens = {grant.token for grant in self._world.oracle.grants.values() if grant.request_id == row.id}

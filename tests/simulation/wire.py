@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from prevue.testing.github.records import Delivery, DeliveryResponse
 
 if TYPE_CHECKING:
@@ -31,6 +29,8 @@ class WebhookWire:
         for delivery in self._world.github.webhooks.take():
             if _asks_for_something(delivery) or self._world.random.random() < 0.05:
                 self.send(delivery)
+            else:
+                delivery.response = _IGNORED
 
     def send(self, delivery: Delivery) -> None:
         """Bring it, in its own time."""
@@ -113,7 +113,4 @@ def _asks_for_something(delivery: Delivery) -> bool:
     return delivery.action == "created" and b'"body":"/preview"' in delivery.payload
 
 
-class Result(msgspec.Struct, frozen=True):
-    """The App's answer."""
-
-    result: str = ""
+_IGNORED = DeliveryResponse(status_code=200, headers={}, payload='{"result":"ignored"}', duration_seconds=0.1)
