@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from prevue.github.comments import RefusalReason, refusal
 from prevue.lifecycle import Reason
-from prevue.model import Message, PreviewState, RequestState, Source
+from prevue.model import Message, PreviewState, RequestState, Source, comment_marker
 from prevue.testing.clock import FakeClock
 from prevue.testing.cluster import Rule
 from prevue.testing.github.records import DeliveryResponse, Fault
@@ -329,6 +330,26 @@ async def test_refused_command_is_told_once_and_not_asked_about_again(world: Wor
     assert await deployer.rule("comments") == 0
     assert world.github.requests_answered == before + 1  # the list alone
     assert world.queue.entries == []
+
+
+async def test_command_that_was_refused_does_not_come_back_when_its_asker_may(
+    world: World, deployer: FakeDeployer, clock: FakeClock
+) -> None:
+    """Another process told the refusal: its comment is all that is known of it here."""
+    number = world.open_pull_request()
+    command = world.command(number, user="reader")
+    body = refusal(
+        marker=comment_marker(command.key, Source.COMMENT, command.source_id),
+        requested_by="reader",
+        reason=RefusalReason.PERMISSION,
+        detail="read",
+    )
+    repository, issue, _ = world.github.pull(REPO, number)
+    world.github.write_comment(repository, issue, world.github.app.bot, body, via_app=True)
+    world.github.set_permission(REPO, "reader", "write")
+    clock.advance(60)
+    assert await deployer.rule("comments") == 0
+    assert world.queue.messages() == []
 
 
 async def test_command_is_found_again_where_github_did_not_answer(world: World, deployer: FakeDeployer, clock: FakeClock) -> None:
