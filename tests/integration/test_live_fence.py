@@ -136,7 +136,10 @@ async def test_chart_cannot_leave_its_namespace_or_loosen_it(live_world: LiveWor
         },
     }
     name = f"evil-{fence.namespace}"
-    object_: dict[str, Any] = {"kind": kind.removesuffix(" security").capitalize() if kind == "Pod security" else kind, "metadata": {"name": name}}
+    object_: dict[str, Any] = {
+        "kind": kind.removesuffix(" security").capitalize() if kind == "Pod security" else kind,
+        "metadata": {"name": name},
+    }
     spec = world.spec_of(fence.namespace, A, fence.token, [object_ | objects[kind]])
     run = await world.helm.upgrade_install(spec, kubeconfig=world.cluster.kubeconfig(fence), deadline=world.deadline(45))
     assert run.exit_code != 0

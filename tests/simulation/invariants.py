@@ -12,13 +12,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from tests.simulation.loop import Process
+from tests.simulation.people import STALE_SECONDS, PullHistory, held_within
 
 from prevue.model import Action, Message, PreviewKey, RequestState, Source
 from prevue.testing.cluster import Write
 from prevue.testing.github.records import Delivery
 from prevue.testing.statestore_disk import PreviewRow, RequestRow
-from tests.simulation.loop import Process
-from tests.simulation.people import STALE_SECONDS, PullHistory, held_within
 
 if TYPE_CHECKING:
     from tests.simulation.ports import HelmChild
@@ -44,7 +44,7 @@ INVARIANTS = (
     "outages_end_nothing",
     "no_unexpected_error",
 )
-"""Those of the design, and three more: expiry, attempts that are spent only where something really failed, no error that nobody expected."""
+"""The design's, and three more: expiry, attempts that are spent only where something really failed, no unexpected error."""
 
 _WRITES_UNDER_A_CLAIM = frozenset({"heartbeat", "begin", "finish", "give_back"})
 
@@ -159,9 +159,7 @@ class Oracle:
 
     # -- statestore ---------------------------------------------------------------------------------------------------
 
-    def after_transaction(
-        self, process: Process, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_done: bool
-    ) -> None:
+    def after_transaction(self, process: Process, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_done: bool) -> None:
         """After each transaction: what has it changed, and might it?"""
         if is_done and method in _WRITES_UNDER_A_CLAIM:
             self._written_under_a_claim(process, method, args, kwargs)
@@ -337,4 +335,3 @@ class _Event(msgspec.Struct, frozen=True):
 
 class _Kubeconfig(msgspec.Struct, frozen=True):
     token: int
-

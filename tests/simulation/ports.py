@@ -13,10 +13,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx2
+from tests.simulation.loop import Process, SimulatedClock
 
 from prevue.cluster.port import LABEL_COMMIT, Fence, ReadyLimits
 from prevue.errors import ClusterUnavailable, QueueUnavailable, StateStoreUnavailable
-from prevue.helm.port import Helm, HelmRun, ReleaseSpec
+from prevue.helm.port import HelmRun, ReleaseSpec
 from prevue.model import Message
 from prevue.queue.port import AlreadyEnqueued, Enqueued
 from prevue.testing.cluster import FakeCluster, FakeProbe
@@ -24,7 +25,6 @@ from prevue.testing.github.records import Fault, Request
 from prevue.testing.helm import KILLED, FakeHelm
 from prevue.testing.queue import Entry, FakeQueue
 from prevue.testing.statestore import FakeStateStore
-from tests.simulation.loop import Process, SimulatedClock
 
 if TYPE_CHECKING:
     from tests.simulation.world import World

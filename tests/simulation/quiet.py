@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tests.simulation.invariants import identity
+from tests.simulation.people import PullHistory, held_within
+
 from prevue.model import PreviewKey, PreviewState, RequestState, Source, comment_marker
 from prevue.testing.github.records import Comment
 from prevue.testing.statestore_disk import RequestRow
-from tests.simulation.invariants import identity
-from tests.simulation.people import PullHistory, held_within
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -33,7 +34,8 @@ def unquiet(world: World) -> str:
     busy = world.clock.now()
     if world.wire.in_flight or world.wire.unsettled:
         return "a webhook is under way"
-    if any(process.acknowledger._pending for process in (*world.apps, *world.deployers)):
+    acknowledgers = [app.acknowledger for app in world.apps] + [deployer.acknowledger for deployer in world.deployers]
+    if any(acknowledger._pending for acknowledger in acknowledgers):
         return "an acknowledgement is under way"
     for row in store.requests.values():
         if not row.state.is_terminal:
@@ -131,7 +133,9 @@ class QuietCheck:
             words = WORDS[row.state]
             if len(found) > 1:
                 self._report("one_status_comment_per_command", f"request {row.id} has {len(found)} comments")
-            is_silent = message.effective_source is Source.SWEEP or row.state is not RequestState.DESTROYED or not self._removed_something(row)
+            is_silent = (
+                message.effective_source is Source.SWEEP or row.state is not RequestState.DESTROYED or not self._removed_something(row)
+            )
             if not found and (is_command or not is_silent):
                 name = "dead_letter_is_announced" if row.state is RequestState.DEAD else "nothing_ends_without_a_word"
                 self._report(name, f"request {row.id} ({message.effective_source}) ended as {row.state}, and no comment says so")
@@ -155,17 +159,17 @@ class QuietCheck:
         served = self._world.cluster.served_commit(preview.namespace)
         if newest.state is RequestState.SUPERSEDED and newest.message.effective_source not in _OURS and not self._was_closed(pull, newest):
             self._report("newest_wins", f"request {newest.id} is the newest, and superseded")
-        if newest.state is RequestState.DEPLOYED:
-            if served != newest.message.commit_sha or preview.state is not PreviewState.READY:
-                text = f"request {newest.id} is the newest, deployed at {newest.message.commit_sha[:7]}; served is {served}"
-                self._report("newest_wins", text)
+        stands = served == newest.message.commit_sha and preview.state is PreviewState.READY
+        if newest.state is RequestState.DEPLOYED and not stands:
+            text = f"request {newest.id} is the newest, deployed at {newest.message.commit_sha[:7]}; served is {served}"
+            self._report("newest_wins", text)
         if newest.state is RequestState.DESTROYED and served is not None:
             self._report("newest_wins", f"request {newest.id} is the newest and tore down, but {served} is served")
         for row in rows:
             is_ours = row.message.effective_source in _OURS
-            if row.state is RequestState.SUPERSEDED and row is not newest and not is_ours and not self._was_closed(pull, row):
-                if not any(order(other.message) > order(row.message) for other in rows):
-                    self._report("newest_wins", f"request {row.id} is superseded, and nothing newer is known")
+            has_newer = any(order(other.message) > order(row.message) for other in rows)
+            if row.state is RequestState.SUPERSEDED and not has_newer and not is_ours and not self._was_closed(pull, row):
+                self._report("newest_wins", f"request {row.id} is superseded, and nothing newer is known")
 
     def _was_closed(self, pull: PullHistory, row: RequestRow) -> bool:
         """Whether the pull request was closed at some time while the request was open."""

@@ -11,16 +11,17 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import structlog
-
-from prevue.queue.port import Enqueued
-from prevue.sweeper import outbox
 from tests.simulation.invariants import Violation
 from tests.simulation.quiet import QuietCheck, snapshot, unquiet
 from tests.simulation.world import LANE_SECONDS, UNREACHABLE_SECONDS, Settings, World
 
+from prevue.queue.port import Enqueued
+from prevue.sweeper import outbox
+
 QUIET_WITHIN_SECONDS = 1800.0
 """Virtual time from the end of all faults until nothing is left to do: poison spends its attempts one lease at a time."""
 STILL_SECONDS = 5.0
+SCANNED_WITHIN_SECONDS = 60.0
 
 
 @dataclass(kw_only=True)
@@ -78,6 +79,10 @@ async def _story(world: World) -> None:
     await world.people.act()
     await asyncio.sleep(world.random.uniform(0, 20))
     world.heal()
+    # A command that was refused, and not told so, is asked about again for as long as the comment scan reads it.
+    scanned_at = world.loop.time() + SCANNED_WITHIN_SECONDS
+    await _become_quiet(world)
+    await asyncio.sleep(max(0.0, scanned_at - world.loop.time()))
     await _become_quiet(world)
     QuietCheck(world).check()
     before = snapshot(world)

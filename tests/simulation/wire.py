@@ -21,7 +21,8 @@ class WebhookWire:
         self._world = world
         self.in_flight = 0
         self.unsettled: set[str] = set()
-        """By guid: deliveries whose last response was not 2xx."""
+        """By guid: deliveries that no App has taken yet."""
+        self._settled: set[str] = set()
         self.accepted: list[Delivery] = []
         world.github.webhooks.on_delivery(self._take)
 
@@ -68,7 +69,8 @@ class WebhookWire:
             self.accepted.append(delivery)
         if 200 <= status < 300:
             self.unsettled.discard(delivery.guid)
-        elif _asks_for_something(delivery):
+            self._settled.add(delivery.guid)
+        elif _asks_for_something(delivery) and delivery.guid not in self._settled:
             self.unsettled.add(delivery.guid)
             if not world.settings.has_sweeper_rules:
                 # No rule of the sweeper does it: somebody presses "redeliver".

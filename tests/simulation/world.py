@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
@@ -18,6 +18,12 @@ from typing import Any, cast
 
 import httpx2
 import jwt
+from tests.simulation.faults import Faults, Swarm
+from tests.simulation.invariants import Oracle
+from tests.simulation.loop import Process, SimulatedClock, SimulatedLoop
+from tests.simulation.people import People
+from tests.simulation.ports import GitHubWire, SimulatedCluster, SimulatedHelm, SimulatedProbe, SimulatedQueue, SimulatedStore
+from tests.simulation.wire import WebhookWire
 
 from prevue.cluster.port import Cluster, NamespaceList, ReadyLimits, UrlProbe, UrlSource
 from prevue.config import AppSettings, SweeperSettings
@@ -43,12 +49,6 @@ from prevue.testing.github.rest import FakeGitHub
 from prevue.testing.queue import QueueDisk
 from prevue.testing.statestore_disk import StateStoreDisk
 from prevue.wiring.commands import AppDoor
-from tests.simulation.faults import Faults, Swarm
-from tests.simulation.invariants import Oracle
-from tests.simulation.loop import Process, SimulatedClock, SimulatedLoop
-from tests.simulation.people import People
-from tests.simulation.ports import GitHubWire, SimulatedCluster, SimulatedHelm, SimulatedProbe, SimulatedQueue, SimulatedStore
-from tests.simulation.wire import WebhookWire
 
 SECRET = "simulated-secret"
 GRACE_SECONDS = 5.0
@@ -57,7 +57,13 @@ VERIFY_SECONDS = LANE_SECONDS + 20.0
 """The lane's lease and the longest that a request to GitHub can be under way."""
 UNREACHABLE_SECONDS = 60.0
 SWEEPER = SweeperSettings(
-    deliveries_seconds=10, poll_seconds=3, comments_seconds=20, previews_seconds=20, expiry_seconds=10, alarm_seconds=60, overdue_seconds=3600
+    deliveries_seconds=10,
+    poll_seconds=3,
+    comments_seconds=20,
+    previews_seconds=20,
+    expiry_seconds=10,
+    alarm_seconds=60,
+    overdue_seconds=3600,
 )
 
 _key: list[AppKey] = []
@@ -130,6 +136,7 @@ class Settings:
     only: frozenset[str] | None = None
     """The fault kinds that are on; None: the seed draws them."""
     policy: bool | None = None
+    numbers: Numbers | None = None
     keep_trace: bool = False
 
 
@@ -172,9 +179,12 @@ class World:
         swarm = Swarm.draw(
             self.random, has_sweeper_rules=self.settings.has_sweeper_rules, only=self.settings.only, policy=self.settings.policy
         )
-        self.numbers = Numbers.draw(self.random)
+        self.numbers = self.settings.numbers or Numbers.draw(self.random)
         self.limits = ClaimLimits(
-            lease_seconds=self.numbers.lease_seconds, attempts_max=self.numbers.attempts_max, acknowledge_after_seconds=5, verify_after_seconds=VERIFY_SECONDS
+            lease_seconds=self.numbers.lease_seconds,
+            attempts_max=self.numbers.attempts_max,
+            acknowledge_after_seconds=5,
+            verify_after_seconds=VERIFY_SECONDS,
         )
         self.clock = SimulatedClock(self.loop)
         self.faults = Faults(swarm=swarm, random=self.random, now=self.loop.time, trace=self.trace)
@@ -194,6 +204,8 @@ class World:
         self.wire = WebhookWire(self)
         self.apps: list[App] = []
         self.deployers: list[Deployer] = []
+        self.on_deployer: Callable[[Deployer], None] = lambda _: None
+        """Called with each deployer that starts."""
         self._outside = contextvars.copy_context()
         self._generation = 0
         self.loop.after_step = self.oracle.after_step
@@ -280,7 +292,9 @@ class World:
             enqueuer=queue,
             pipeline=pipeline,
             limits=WorkerLimits(
-                lease_seconds=numbers.lease_seconds, backoff_seconds=numbers.backoff_seconds, backoff_max_seconds=numbers.backoff_max_seconds
+                lease_seconds=numbers.lease_seconds,
+                backoff_seconds=numbers.backoff_seconds,
+                backoff_max_seconds=numbers.backoff_max_seconds,
             ),
             clock=clock,
             on_told=drainer.wake,
@@ -303,6 +317,7 @@ class World:
             stop=asyncio.Event(),
         )
         self.deployers[index : index + 1] = [deployer]
+        self.on_deployer(deployer)
         process.spawn(self._serve(index, deployer), name="main")
 
     def _rules(self, process: Process, store: SimulatedStore, queue: SimulatedQueue, github: GitHubClient) -> tuple[Sweeper, Acknowledger]:
@@ -337,7 +352,7 @@ class World:
             drained.set()
             deployer.drainer.wake()
             await asyncio.gather(*side)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001  whatever it was: nothing but a stop may end a deployer
             self.oracle.report("no_unexpected_error", f"{deployer.process.name} ended: {exc!r}")
         self.outside(self._restart(index, deployer), "restart")
 
@@ -452,4 +467,3 @@ class World:
             url_timeout_seconds=self.numbers.url_seconds,
             ttl_seconds=self.numbers.ttl_seconds,
         )
-

@@ -97,7 +97,28 @@ def test_any_text_is_read(body: str) -> None:
 
 _FRAGMENTS = st.lists(
     st.sampled_from(
-        ["/preview", "/PREVIEW x", "```", "~~~", "````", "> ", "- ", "10. ", "    ", "\t", "<!--", "-->", "<pre>", "</pre>", "`", "a", " ", "\n", "\n\n", "\r\n"]
+        [
+            "/preview",
+            "/PREVIEW x",
+            "```",
+            "~~~",
+            "````",
+            "> ",
+            "- ",
+            "10. ",
+            "    ",
+            "\t",
+            "<!--",
+            "-->",
+            "<pre>",
+            "</pre>",
+            "`",
+            "a",
+            " ",
+            "\n",
+            "\n\n",
+            "\r\n",
+        ]
     ),
     max_size=40,
 ).map("".join)

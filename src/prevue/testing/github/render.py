@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 from functools import lru_cache
+from typing import Any
 from urllib.parse import quote
 
 from prevue.testing.github.records import (
