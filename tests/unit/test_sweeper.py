@@ -11,8 +11,9 @@ import pytest
 from prevue.github.comments import RefusalReason, refusal
 from prevue.lifecycle import Reason
 from prevue.model import Message, PreviewState, RequestState, Source, comment_marker
+from prevue.sweeper.run import Rule, Sweeper
 from prevue.testing.clock import FakeClock
-from prevue.testing.cluster import Rule
+from prevue.testing.cluster import Rule as ClusterRule
 from prevue.testing.github.records import DeliveryResponse, Fault
 from prevue.testing.statestore_disk import RequestRow
 from prevue.testing.world import REPO, FakeDeployer, World, eventually
@@ -464,6 +465,20 @@ async def test_rule_that_fails_stops_no_other_and_is_tried_again(tmp_path: Path)
         message = world.command(number)
         await deployer.worker.handle(message)
         world.github.close_pull_request(REPO, number)
-        world.cluster.rules.append(Rule(what="unavailable", times=2))
+        world.cluster.rules.append(ClusterRule(what="unavailable", times=2))
         deployer.start()
         await eventually(lambda: world.cluster.namespaces == {})
+
+
+async def test_stop_ends_rules_whose_turns_do_not_wait(world: World, deployer: FakeDeployer) -> None:
+    """GitHub's cached error, say, is raised without an await: the rule must not keep the loop for itself."""
+
+    async def at_once() -> int:
+        return 0
+
+    stop = asyncio.Event()
+    rule = Rule(name="at-once", interval_seconds=0.01, sweep=at_once)
+    running = asyncio.create_task(Sweeper(holder="one", leases=deployer.store, rules=[rule], lease_seconds=0.3).run(stop))
+    await asyncio.sleep(0.05)
+    stop.set()
+    await asyncio.wait_for(running, 2)
