@@ -21,7 +21,7 @@ from tests.simulation.table import write_bugs_table
 from tests.simulation.world import Settings
 
 BATCH = 25
-BUG_SEEDS_MAX = 4000
+BUG_SEEDS_MAX = 1500
 FOUND_MAX = 20
 """A run that finds so many violations has found enough."""
 

@@ -63,7 +63,10 @@ def _left_for_the_sweeper(world: World) -> str:
         for comment_id, (since, who, _) in pull.commands.items():
             stayed_open = pull.opened[-1][1] and pull.opened[-1][0] <= since
             stayed_allowed = who == "writer" and world.people.writer_may[-1][1] and world.people.writer_may[-1][0] <= since
-            if stayed_open and stayed_allowed and (key, Source.COMMENT, str(comment_id)) not in known:
+            # One whose App was shown a state of seconds ago may have been refused: it has its answer.
+            marker = comment_marker(key, Source.COMMENT, str(comment_id))
+            is_refused = any(comment.body.startswith(marker) for comment in ours(world, pull))
+            if stayed_open and stayed_allowed and not is_refused and (key, Source.COMMENT, str(comment_id)) not in known:
                 return f"the command {comment_id} has no request"
         row = world.store.previews.get(key)
         if row is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import signal
 import sys
 import time
 from collections import Counter
@@ -22,6 +23,18 @@ QUIET_WITHIN_SECONDS = 1800.0
 """Virtual time from the end of all faults until nothing is left to do: poison spends its attempts one lease at a time."""
 STILL_SECONDS = 5.0
 SCANNED_WITHIN_SECONDS = 60.0
+
+
+STUCK_SECONDS = 60
+"""Real time: a seed takes a tenth of a second, or hangs in a loop without an await."""
+
+
+class _StuckError(KeyboardInterrupt):
+    """Of the kind that no task keeps for itself."""
+
+
+def _stuck(_number: int, _frame: object) -> None:
+    raise _StuckError
 
 
 @dataclass(kw_only=True)
@@ -47,6 +60,7 @@ def prepare() -> None:
     logging.disable(logging.CRITICAL)
     # Times of the outbox, in proportion to the shorter lease; see `world.Numbers`.
     outbox.LANE_SECONDS, outbox.UNREACHABLE_SECONDS = LANE_SECONDS, UNREACHABLE_SECONDS
+    signal.signal(signal.SIGALRM, _stuck)
     gc.disable()
     gc.freeze()
 
@@ -56,10 +70,15 @@ def run_seed(seed: int, settings: Settings | None = None) -> Outcome:
     started = time.perf_counter()
     world = World(seed, settings)
     outcome = Outcome(seed=seed)
+    signal.alarm(STUCK_SECONDS)
     try:
         world.loop.run(_story(world))
     except Violation as violation:
         outcome.invariant, outcome.text = violation.invariant, violation.text
+    except _StuckError:
+        outcome.invariant, outcome.text = "no_unexpected_error", f"one callback ran for ever, {world.loop.time():.0f} s after the start"
+    finally:
+        signal.alarm(0)
     world.loop.close()
     world.trace(f"end {world.loop.steps} {world.random.random()} {outcome.invariant}")
     outcome.virtual_seconds = world.loop.time()
@@ -69,6 +88,8 @@ def run_seed(seed: int, settings: Settings | None = None) -> Outcome:
     outcome.states = Counter(row.state.value for row in world.store.requests.values())
     outcome.lines = world.lines
     outcome.real_seconds = time.perf_counter() - started
+    del world
+    gc.collect()
     return outcome
 
 
