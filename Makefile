@@ -11,11 +11,11 @@ PYTEST_ARGS ?=
 SEEDS ?= 20000
 PROCESSES ?= 2
 
-.PHONY: help sync demo test check format-check lint types contracts fmt unit bench-burst bench-webhook docs clean simulate simulate-bugs simulate-crashes
+.PHONY: help sync demo test check format-check lint types contracts fmt unit bench-burst bench-webhook docs github-description clean simulate simulate-bugs simulate-crashes
 
 help: ## Print these targets
 	@printf 'Prevue: a running preview on Kubernetes for every GitHub pull request.\n\n'
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 sync: ## Install the locked dependencies into .venv
 	@$(UV) sync --locked --quiet
@@ -55,6 +55,10 @@ bench-burst: sync ## 50 previews at once beside 50 raw `helm install --wait`
 
 bench-webhook: sync ## Webhooks a second, beside Probot and beside a bare floor
 	@$(RUN) python bench/webhook.py
+
+github-description: sync ## Fetch GitHub's published description again and prune it to the paths that Prevue calls
+	@cd tools/github-description && npm install --no-package-lock --ignore-scripts
+	@$(RUN) python tools/github-description/prune.py
 
 clean: ## Remove what the commands above made in this folder (not the shared cache of built programs)
 	@rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist bench/results

@@ -34,7 +34,7 @@ app = App(
     help_epilogue="Settings: --config FILE, PREVUE_CONFIG, ./prevue.yaml or .prevue/prevue.yaml, and PREVUE_SECTION__NAME over them.",
 )
 previews = App(name="previews", help="Show previews.")
-dead_letters = App(name="dead-letters", help="Show requests whose attempts are spent.")
+dead_letters = App(name="dead-letters", help="Requests whose attempts are spent: show, replay, drop.")
 config = App(name="config", help="Check and show the settings.")
 dev = App(name="dev", help="The whole stack on this machine: PostgreSQL, cluster, GitHub, App and deployer.")
 
@@ -137,35 +137,46 @@ def previews_show(repo: str, pr: int, /, *, ledger: bool = False, json: Json = F
     pr
         The pull request's number.
     ledger
-        Also what each claim did, step by step.
+        What happened to each request, step by step: claims, tokens, Helm, comments; with --json all of it as recorded.
     """
     loaded = _checked(common, "operator")
     from prevue.wiring import operator
 
     view, events = asyncio.run(operator.preview(loaded.settings, repo, pr))
     if json:
-        console.print_json(operator.preview_row(view))
+        more = {"requests": view.requests, "ledger": events} if ledger else {}
+        console.print_json(operator.preview_row(view) | more)
         return
     console.print_facts(list(operator.preview_row(view).items()))
-    rows = [(one.id, one.action, one.state, one.commit_sha[:7], one.requested_by, one.registered_at, one.error) for one in view.requests]
     console.print_text("")
-    console.print_table(("REQUEST", "ACTION", "STATE", "COMMIT", "BY", "REGISTERED", "ERROR"), rows, empty="no requests")
     if ledger:
-        console.print_text("")
-        columns = ("at", "request_id", "token", "event")
-        steps = [
-            [*(event.get(name) for name in columns), " ".join(f"{name}={event[name]}" for name in sorted(event) if name not in columns)]
-            for event in events
-        ]
-        console.print_table(("AT", "REQUEST", "TOKEN", "EVENT", "DETAILS"), steps, empty="the ledger is empty")
+        console.print_ledger(view.requests, events)
+        return
+    rows = [(one.id, one.action, one.state, one.commit_sha[:7], one.requested_by, one.registered_at, one.error) for one in view.requests]
+    console.print_table(("REQUEST", "ACTION", "STATE", "COMMIT", "BY", "REGISTERED", "ERROR"), rows, empty="no requests")
 
 
 @dead_letters.command(name="list")
-def dead_letters_list(*, limit: Limit = 100, json: Json = False, common: Common = DEFAULTS) -> None:
-    """Dead letters, newest first."""
+def dead_letters_list(*, group: bool = False, limit: Limit = 100, json: Json = False, common: Common = DEFAULTS) -> None:
+    """Dead letters, newest first, without those that were replayed or dropped.
+
+    Parameters
+    ----------
+    group
+        By cause instead: how many there are of each.
+    """
     loaded = _checked(common, "operator")
+    from prevue.wiring import dead_letters as wiring
     from prevue.wiring import operator
 
+    if group:
+        groups = asyncio.run(wiring.groups(loaded.settings))[:limit]
+        if json:
+            console.print_json(groups)
+            return
+        lines = [(one.group, one.count, one.newest, one.cause) for one in groups]
+        console.print_table(("GROUP", "COUNT", "NEWEST", "CAUSE"), lines, empty="no dead letters")
+        return
     found = asyncio.run(operator.dead_letters(loaded.settings, limit=limit))
     if json:
         console.print_json([operator.dead_letter_row(request, view) for request, view in found])
@@ -191,6 +202,57 @@ def dead_letters_show(id_: Annotated[int, Parameter(name="ID")], /, *, json: Jso
         console.print_json(row)
     else:
         console.print_facts(list(row.items()))
+
+
+Ids = Annotated[tuple[int, ...], Parameter(name="ID", help="Their numbers, from `prevue dead-letters list`.")]
+GroupName = Annotated[str | None, Parameter(help="All of this group, from `prevue dead-letters list --group`.")]
+
+
+@dead_letters.command(name="replay")
+def dead_letters_replay(
+    ids: Ids = (), /, *, group: GroupName = None, rate: str = "30/minute", json: Json = False, common: Common = DEFAULTS
+) -> None:
+    """Ask for them once more, each as a new request of the same order: a newer command still wins.
+
+    Parameters
+    ----------
+    rate
+        At most so many: 30/minute, 2/second, 100/hour.
+    """
+    loaded = _checked(common, "operator")
+    asyncio.run(_settle(loaded, ids, group, rate=rate, json=json))
+
+
+@dead_letters.command(name="drop")
+def dead_letters_drop(ids: Ids = (), /, *, group: GroupName = None, json: Json = False, common: Common = DEFAULTS) -> None:
+    """Take them off the list; they stay in the ledger, and nothing else changes."""
+    loaded = _checked(common, "operator")
+    asyncio.run(_settle(loaded, ids, group, rate=None, json=json))
+
+
+async def _settle(loaded: Loaded, ids: tuple[int, ...], group: str | None, *, rate: str | None, json: bool) -> None:
+    """Replay at `rate`, or drop where there is none; each is printed as it is done."""
+    from contextlib import AsyncExitStack
+
+    from prevue.wiring import dead_letters as wiring
+
+    async with AsyncExitStack() as stack:
+        if rate is not None:
+            wiring.seconds_between(rate)  # a wrong rate is said before anything is opened
+        store = await stack.enter_async_context(wiring.open_store(loaded.settings))
+        letters = await wiring.choose(store, ids, group)
+        if rate is None:
+            settled = wiring.drop(store, letters)
+        else:
+            enqueuer = await stack.enter_async_context(wiring.open_queue(loaded.settings))
+            settled = wiring.replay(store, enqueuer, letters, rate=rate)
+        done = []
+        async for one in settled:
+            done.append(one)
+            if not json:
+                console.print_text(f"{one.id}  {one.repo}#{one.pr_number}  {one.result}")
+        if json:
+            console.print_json(done)
 
 
 @app.command
@@ -219,6 +281,42 @@ async def _doctor(loaded: Loaded, processes: tuple[Process, ...], *, json: bool)
     if json:
         console.print_json(lines)
     return 1 if any(line.level is wiring.Level.FAIL for line in lines) else 0
+
+
+@app.command
+def verify(
+    *,
+    quiet: bool = False,
+    open_seconds: float = 3600,
+    told_seconds: float = 600,
+    no_conversations: bool = False,
+    json: Json = False,
+    common: Common = DEFAULTS,
+) -> int:
+    """Check the promised invariants on the live statestore, cluster and conversations; exit code 1 with the rows that break one.
+
+    Parameters
+    ----------
+    quiet
+        Nothing should be under way: whatever is open or not told yet is a violation too.
+    open_seconds
+        How long a request may be open.
+    told_seconds
+        How long an outcome may be untold, and a closed pull request's preview stand.
+    no_conversations
+        Do not read the pull requests' comments: a call to GitHub each.
+    """
+    loaded = _checked(common, "sweeper")
+    from prevue.verify.invariants import Patience
+    from prevue.wiring.verify import verify as run
+
+    patience = Patience(open_seconds=open_seconds, told_seconds=told_seconds, is_quiet=quiet)
+    report = asyncio.run(run(loaded.settings, patience=patience, conversations=not no_conversations))
+    if json:
+        console.print_json(report)
+    else:
+        console.print_report(report)
+    return 0 if report.ok else 1
 
 
 @config.command(name="check")

@@ -134,6 +134,9 @@ class ClusterSettings(Struct, frozen=True, kw_only=True):
     """Context of that kubeconfig; empty: its current-context."""
     helm: str = "helm"
     """The Helm program (3.18 or newer, or 4): a name on PATH or a path."""
+    fence_settle_seconds: float = 0
+    """Wait after the fence was seen to bite. 2 where the control plane has several API servers (a regional GKE cluster), whose caches may
+    lag behind the one that was asked; each new deploy takes that much longer."""
     require_fence: bool = False
     """Refuse to start where the admission policy is not in force; otherwise that is a warning, and `doctor` says it."""
 

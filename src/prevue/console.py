@@ -6,12 +6,17 @@ A name, a branch or an error text may hold anything: it is never read as rich's 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+if TYPE_CHECKING:
+    from prevue.statestore.port import RequestView
+    from prevue.verify.run import Report
+
+LEDGER_COLUMNS = ("at", "request_id", "token", "event")
 JsonValue = str | int | float | bool | None
 
 
@@ -59,6 +64,44 @@ def print_facts(facts: Sequence[tuple[str, JsonValue | datetime]]) -> None:
     for name, value in shown:
         if value:
             print_text(f"{name:<{width}}  {value}")
+
+
+def print_ledger(requests: Sequence[RequestView], events: Sequence[Mapping[str, JsonValue]]) -> None:
+    """Each request, oldest first, with one line a step: seconds since it was registered, the claim's token, what happened."""
+    of: dict[JsonValue, list[Mapping[str, JsonValue]]] = {}
+    for event in events:
+        of.setdefault(event["request_id"], []).append(event)
+    for request in sorted(requests, key=lambda one: one.id):
+        steps = of.get(request.id, [])
+        begin = datetime.fromisoformat(str(steps[0]["at"])) if steps else request.registered_at
+        who = f" by {request.requested_by}" if request.requested_by else ""
+        commit = f" {request.commit_sha[:12]}" if request.commit_sha else ""
+        why = f" ({request.reason})" if request.reason else ""
+        print_text(printable(f"request {request.id}: {request.action}{commit}, {request.source}{who}: {request.state}{why}"))
+        print_text(f"  {cell(begin)}")
+        for step in steps:
+            after = (datetime.fromisoformat(str(step["at"])) - begin).total_seconds()
+            token = "" if step["token"] is None else f"token {step['token']}"
+            details = " ".join(f"{name}={step[name]}" for name in sorted(step) if name not in LEDGER_COLUMNS)
+            print_text(printable(f"  {after:>+10.3f} s  {token:<12}  {step['event']:<16}  {details}".rstrip()))
+
+
+def print_report(report: Report) -> None:
+    """Each invariant with ok or the rows that break it; what could not be looked at last."""
+    for one in report.invariants:
+        mark = "FAIL" if not one.ok else "-" if one.scope.startswith("not checked") else "ok"
+        print_text(f"{mark:<4}  {one.invariant.value:<44}  {one.scope}")
+        for violation in one.violations:
+            print_text(f"      {printable(violation.where)}: {printable(violation.text)}")
+    for place in report.unreadable:
+        print_text(f"?     {printable(place)}")
+    broken = sum(len(one.violations) for one in report.invariants)
+    counts = (_counted(report.previews, "preview"), _counted(report.requests, "request"), _counted(report.namespaces, "namespace"))
+    print_text(f"{', '.join(counts)}: {'all hold' if report.ok else _counted(broken, 'violation')}")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def cell(value: JsonValue | datetime) -> str:

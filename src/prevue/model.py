@@ -126,7 +126,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = 1
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]{1,100}", self.repo):
+        # Logins of managed users have an underscore before their enterprise's short code.
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*/[A-Za-z0-9._-]{1,100}", self.repo):
             raise ValueError("repo: expected owner/name")
         if self.pr_number < 1:
             raise ValueError("pr_number: expected a positive number")

@@ -94,8 +94,44 @@ async def _keep_session(_connection: Any) -> None:
     """
 
 
+class FairPool:
+    """asyncpg's pool, first come first served.
+
+    The pool itself is not fair: whoever asks just as a connection is given back takes it before those who wait, and in a burst some
+    would wait until their time is up.
+    """
+
+    def __init__(self, pool: Any, size: int) -> None:
+        self._pool = pool
+        self._turns = asyncio.Semaphore(size)
+
+    def terminate(self) -> None:
+        """Drop all connections at once, as a crash would."""
+        self._pool.terminate()
+
+    async def execute(self, sql: str, *arguments: Any) -> str:
+        """The command's tag, such as `INSERT 0 1`."""
+        async with self._turns:
+            return str(await self._pool.execute(sql, *arguments))
+
+    async def fetch(self, sql: str, *arguments: Any) -> list[Any]:
+        """All rows."""
+        async with self._turns:
+            return list(await self._pool.fetch(sql, *arguments))
+
+    async def fetchrow(self, sql: str, *arguments: Any) -> Any:
+        """The first row, or None."""
+        async with self._turns:
+            return await self._pool.fetchrow(sql, *arguments)
+
+    async def fetchval(self, sql: str, *arguments: Any) -> Any:
+        """The first row's first value, or None."""
+        async with self._turns:
+            return await self._pool.fetchval(sql, *arguments)
+
+
 @asynccontextmanager
-async def open_pool(url: str, *, size: int, command_seconds_max: float, application: str) -> AsyncIterator[Any]:
+async def open_pool(url: str, *, size: int, command_seconds_max: float, application: str) -> AsyncIterator[FairPool]:
     """A pool of at most `size` connections, the first made when it is needed: a process starts although the database is down.
 
     `command_seconds_max` bounds each statement, on our side and on the server's.
@@ -115,7 +151,7 @@ async def open_pool(url: str, *, size: int, command_seconds_max: float, applicat
     )
     await pool
     try:
-        yield pool
+        yield FairPool(pool, size)
     finally:
         # close() waits for connections in use; by now nobody has one, except a task that was cancelled in the middle of a statement.
         try:

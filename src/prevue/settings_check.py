@@ -72,6 +72,7 @@ def problems(settings: Settings, *, process: Process, places: Mapping[str, str] 
         checker.sweeper()
     if process == "sweeper":
         checker.cluster(kubeconfig=True)
+        checker.repositories()
     if process in ("deployer", "render"):
         checker.cluster(kubeconfig=process == "deployer")
         checker.previews()
@@ -212,6 +213,11 @@ class _Checker:
             value = getattr(self.settings.sweeper, name)
             if value <= 0:
                 self._error(f"sweeper.{name}", f"expected more than 0 s, got {value:g}")
+
+    def repositories(self) -> None:
+        """The sweeper scans the comments of listed repositories; it needs no charts."""
+        if not self.settings.repositories:
+            self._warn("repositories", "no repository is listed, so no comments are searched for lost commands")
 
     def takeover(self) -> None:
         """How soon another deployer goes on after a crash: a goal, so it only warns."""

@@ -35,14 +35,15 @@ OVERLAY: dict[str, Any] = {
     # A takeover after a crash needs the lease and Helm's deadline to pass: short ones, still longer than a Helm of a busy machine.
     "deployer": {
         "lease_seconds": 8,
-        "helm_deadline_seconds": 14,
+        "helm_deadline_seconds": 18,
         "helm_deadline_grace_seconds": 1,
         "sweep_interval_seconds": 1,
         "sweep_quiet_seconds": 2,
         "backoff_seconds": 1,
         "shutdown_grace_seconds": 5,
     },
-    "defaults": {"helm_timeout_seconds": 12, "readiness_timeout_seconds": 90},
+    "sweeper": {"deliveries_seconds": 2, "comments_seconds": 3, "previews_seconds": 3, "expiry_seconds": 2, "alarm_seconds": 3},
+    "defaults": {"helm_timeout_seconds": 15, "readiness_timeout_seconds": 90},
     "repositories": [{"match": "acme/hello"}, {"match": "acme/other", "chart": str(CHART), "image_wait_seconds": 5}],
 }
 
@@ -63,7 +64,7 @@ class Stack:
 
     def prevue(self, *arguments: str, seconds: float = 60, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """Run a `prevue` command in the stack's directory."""
-        return prevue(self.home, *arguments, seconds=seconds, environ=environ)
+        return run_prevue(self.home, *arguments, seconds=seconds, environ=environ)
 
     def preview(self, pull: Pull) -> dict[str, Any]:
         """`prevue previews show --json`."""
@@ -116,7 +117,9 @@ class Stack:
         return preview_namespace(PreviewKey(GITHUB_COM, await github.repository_id(pull.repo), pull.number), pull.repo)
 
 
-def prevue(home: Path, *arguments: str, seconds: float = 60, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run_prevue(
+    home: Path, *arguments: str, seconds: float = 60, environ: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a `prevue` command in `home`, with the caller's environment but not its Prevue settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREVUE_") or name == "PREVUE_CLUSTER_STATE"}
     return subprocess.run(
@@ -137,13 +140,13 @@ def up_and_down(home: Path, *, deployers: int = 1) -> Iterator[Stack]:
     overlay = home / "overlay.yaml"
     overlay.write_text(yaml.safe_dump(OVERLAY))
     environ = {"PREVUE_DEV_CONFIG": str(overlay)}
-    done = prevue(home, "dev", "up", "--detach", "--deployers", str(deployers), seconds=UP_SECONDS, environ=environ)
+    done = run_prevue(home, "dev", "up", "--detach", "--deployers", str(deployers), seconds=UP_SECONDS, environ=environ)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     stack = Stack(home)
     try:
         yield stack
     finally:
-        done = prevue(home, "dev", "down", seconds=DOWN_SECONDS)
+        done = run_prevue(home, "dev", "down", seconds=DOWN_SECONDS)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         assert processes.marked(home / ".prevue") == []
         assert {path.name for path in (home / ".prevue").iterdir()} <= {"logs", "lock"}
@@ -154,6 +157,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One stack for all tests; each has pull requests of its own."""
     with up_and_down(tmp_path_factory.mktemp("stack")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def prevue() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a `prevue` command in a folder."""
+    return run_prevue
 
 
 @pytest.fixture(scope="session")

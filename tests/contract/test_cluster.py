@@ -20,6 +20,7 @@ class TestFakeCluster(ClusterContract):
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(120, func_only=True)  # building the cluster on a new machine does not count
 class TestKubernetesCluster(ClusterContract):
     """The local cluster."""
 

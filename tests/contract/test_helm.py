@@ -20,6 +20,7 @@ class TestFakeHelm(HelmContract):
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(120, func_only=True)  # building the cluster on a new machine does not count
 class TestHelmCommand(HelmContract):
     """`helm` on the local cluster."""
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -70,6 +72,15 @@ def exists(path: Path) -> bool:
     return path.exists()
 
 
+def mode_of(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def make_folders(*folders: Path) -> None:
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+
+
 def text_of(path: Path) -> str:
     return path.read_text().strip() if path.exists() else ""
 
@@ -84,23 +95,33 @@ async def pid_in(path: Path) -> int:
 
 
 async def test_arguments_values_and_kubeconfig_reach_helm(helm_of: HelmOf, tmp_path: Path) -> None:
-    async with helm_of('echo "$@"; cat; for f; do case $f in */claim-*) stat -c %a $f; cat $f;; esac; done') as helm:
+    async with helm_of('echo "$@"; cat; for f; do case $f in /proc/*) stat -Lc %a $f; cat $f; cat $f;; esac; done') as helm:
         run = await upgrade(helm)
     assert run.exit_code == 0
     assert "upgrade --install r /chart --namespace ns --values - --output json --timeout 40s --history-max 3" in run.output
     assert "--labels prevue.dev/token=5" in run.output
-    assert '{"a":"b"}600\nsecret-kubeconfig' in run.output
+    assert '{"a":"b"}600\nsecret-kubeconfigsecret-kubeconfig' in run.output
     assert "--wait" not in run.output
     assert "--create-namespace" not in run.output
 
 
-async def test_kubeconfig_and_home_are_gone_afterwards(helm_of: HelmOf) -> None:
-    async with helm_of("for f; do case $f in */claim-*) echo $f;; esac; done; echo $HELM_DATA_HOME >&2") as helm:
+async def test_home_is_private_and_gone_afterwards(helm_of: HelmOf, tmp_path: Path) -> None:
+    async with helm_of("mkdir -p $HELM_CACHE_HOME; echo $HELM_CACHE_HOME") as helm:
         run = await upgrade(helm)
-        assert not exists(Path(run.output.strip()))
         home = Path(run.output.strip()).parent
-        assert exists(home)
+        assert mode_of(home) == 0o700
     assert not exists(home)
+
+
+async def test_leftovers_of_killed_workers_are_removed(helm_of: HelmOf) -> None:
+    gone, alive = (Path(tempfile.gettempdir()) / f"prevue-helm-{pid}-test" for pid in (2**22 + 1, os.getpid()))
+    make_folders(gone, alive)
+    try:
+        async with helm_of(""):
+            assert not exists(gone)
+            assert exists(alive)
+    finally:
+        shutil.rmtree(alive)
 
 
 async def test_environment_of_the_outside_does_not_leak(helm_of: HelmOf) -> None:
@@ -184,6 +205,24 @@ async def test_cancellation_kills_helm_that_does_not_listen(helm_of: HelmOf, tmp
         assert not is_running(pid)
 
 
+async def test_closing_the_loop_leaves_nothing(helm_of: HelmOf, tmp_path: Path) -> None:
+    """As `asyncio.run` does it at its end: every task is cancelled, those inside HelmCommand too."""
+    async with helm_of(f"trap '' TERM; echo $$ > {tmp_path}/helm.pid; while :; do sleep 0.05; done") as helm:
+        running = asyncio.create_task(upgrade(helm))
+        pid = await pid_in(tmp_path / "helm.pid")
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert running.cancelled()
+        for _ in range(100):
+            if not is_running(pid):
+                break
+            await asyncio.sleep(0.02)
+        assert not is_running(pid)
+        await asyncio.sleep(0.5)  # the loop hears of its children's ends
+
+
 @pytest.mark.parametrize("cancelled", [True, False])
 async def test_stopped_wrapper_does_not_save_helm(helm_of: HelmOf, tmp_path: Path, cancelled: bool) -> None:
     """SIGSTOP to the wrapper: its worker kills both by their ids, after a cancellation and after the deadline."""
@@ -253,7 +292,9 @@ async def test_missing_program_is_a_setting_to_correct() -> None:
             pass
 
 
-@pytest.mark.parametrize(("said", "ok"), [("v3.17.9+g1", False), ("v3.18.0+g1", True), ("v4.0.0", True), ("version.BuildInfo{}", False)])
+@pytest.mark.parametrize(
+    ("said", "ok"), [("v3.17.9+g1", False), ("v3.18.0+g1", True), ("v4.0.0", True), ("v3.18", True), ("version.BuildInfo{}", False)]
+)
 async def test_version_is_checked(tmp_path: Path, said: str, ok: bool) -> None:
     program = script(tmp_path, f"echo '{said}'\n")
     if ok:

@@ -23,7 +23,7 @@ from prevue.testing import queue as queue_fake
 from prevue.testing import statestore as fake
 from prevue.testing.cluster import FakeCluster
 from prevue.testing.statestore import FakeStateStore
-from prevue.testing.statestore_base import is_busy
+from prevue.testing.statestore_disk import is_busy
 
 # -- the claim ----------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import logging
 import signal
 import sys
 import time
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -56,6 +57,7 @@ class Outcome:
 def prepare() -> None:
     """No log lines: rendering them would cost more than all the rest."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL), cache_logger_on_first_use=True)
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
     sys.unraisablehook = lambda _: None  # coroutines of killed processes are thrown away in the middle of an await
     logging.disable(logging.CRITICAL)
     # Times of the outbox, in proportion to the shorter lease; see `world.Numbers`.

@@ -31,6 +31,7 @@ from prevue.deployer.pipeline import Pipeline, PipelineLimits
 from prevue.deployer.plan import Plan
 from prevue.deployer.worker import Worker, WorkerLimits
 from prevue.github.client import GitHubClient
+from prevue.github.connections import Connections
 from prevue.github.port import PullRequest
 from prevue.github.tokens import JWT_BACKDATED, JWT_LIFETIME, AppIdentity
 from prevue.github_app.acknowledge import Acknowledger
@@ -241,7 +242,7 @@ class World:
     def _github(self, process: Process) -> GitHubClient:
         clock = SimulatedClock(self.loop, process)
         wire = cast("httpx2.AsyncClient", GitHubWire(self, process))
-        return GitHubClient(wire, api_url="https://api.github.com", identity=_Identity(clock), clock=clock)
+        return GitHubClient(Connections(lambda: wire), api_url="https://api.github.com", identity=_Identity(clock), clock=clock)
 
     def _start_app(self, index: int) -> None:
         process = self._process(f"app{index}")

@@ -27,6 +27,7 @@ FIELDS = ["repo", "pr_number", "state", "commit_sha", "url", "namespace", "relea
 COMMANDS = [
     "github-app",
     "deployer",
+    "sweeper",
     "migrate",
     "previews",
     "previews list",
@@ -34,7 +35,10 @@ COMMANDS = [
     "dead-letters",
     "dead-letters list",
     "dead-letters show",
+    "dead-letters replay",
+    "dead-letters drop",
     "doctor",
+    "verify",
     "config",
     "config check",
     "config show",
@@ -94,6 +98,9 @@ def test_help_loads_no_process() -> None:
         (["migrate", "--app-role", "r", "--app-password-file", "x"], "prevue: --app-password-file: x cannot be read"),
         (["deployer"], "prevue: 3 settings are wrong:"),
         (["github-app"], "prevue: 4 settings are wrong:"),
+        (["sweeper"], "prevue: 3 settings are wrong:"),
+        (["verify"], "prevue: 3 settings are wrong:"),
+        (["dead-letters", "replay", "x"], 'prevue: Invalid value for ID: unable to convert "x" into int; --help'),
         (["render", "a/b", "1"], "prevue: 2 settings are wrong:"),
     ],
 )
@@ -197,6 +204,8 @@ def test_people_see_tables_without_control_characters(capsys: pytest.CaptureFixt
     assert out.splitlines()[0].split() == ["PULL", "REQUEST", "STATE", "COMMIT", "URL", "ATTEMPTS", "ERROR"]
     assert out.splitlines()[2].split() == ["Acme/Hello#1", "ready", "0123456", "http://127.0.0.1:30001/", "1"]
     _, out, _ = run(capsys, "previews", "show", "Acme/Hello", "1", "--ledger")
+    assert "request 1: deploy 0123456789ab, comment by writer: deployed (ready)\n" in out
+    assert "token 1       granted" in out
     assert "namespace   pv-acme-hello-16-1\n" in out
     assert "writer" in out
     assert "helm" in out
@@ -261,3 +270,12 @@ def test_config_show_masks_secrets(capsys: pytest.CaptureFixture[str], monkeypat
     assert code == 0
     assert "postgresql://app:********@db/prevue" in out
     assert "hunter2" not in out
+
+
+@pytest.mark.usefixtures("store")
+def test_the_ledger_as_json_is_beside_the_promised_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "previews", "show", "acme/hello", "1", "--json", "--ledger")
+    shown = json.loads(out)
+    assert {name: shown[name] for name in FIELDS} == READY
+    assert [event["event"] for event in shown["ledger"]] == ["registered", "granted", "helm", "finished"]
+    assert [one["reason"] for one in shown["requests"]] == ["ready"]

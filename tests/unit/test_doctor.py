@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
-from prevue.cluster.port import FenceKind, Finding
+from prevue.cluster.port import FenceKind, Finding, OwnedNamespace
 from prevue.config import ClusterSettings, GitHubSettings, QueueSettings, Settings, StatestoreSettings
 from prevue.errors import ConfigError, GitHubUnavailable, OutageError, QueueUnavailable
+from prevue.model import PreviewKey
 from prevue.settings_check import Process
+from prevue.testing.contracts.statestore_harness import command
+from prevue.testing.statestore import FakeStateStore
 from prevue.wiring.doctor import Level, Line, Neighbours, examine
 
 SETTINGS = Settings(
@@ -50,6 +53,11 @@ class Good:
     async def fence_kind(self) -> FenceKind:
         raise AssertionError
 
+    async def owned(self, github_host: str) -> list[OwnedNamespace]:
+        return [OwnedNamespace(name="pv-1", uid="u", key=PreviewKey(github_host, 42, 1), fence=self.fence, is_terminating=False)]
+
+    fence = 0
+
 
 def opener(thing: Any) -> Callable[[Settings], AbstractAsyncContextManager[Any]]:
     @asynccontextmanager
@@ -65,7 +73,14 @@ async def good_schema(_settings: Settings) -> None:
     return None
 
 
-GOOD = Neighbours(github=opener(Good()), queue=opener(Good()), schema=good_schema, helm=opener(Good()), cluster=opener(Good()))
+GOOD = Neighbours(
+    github=opener(Good()),
+    queue=opener(Good()),
+    schema=good_schema,
+    helm=opener(Good()),
+    cluster=opener(Good()),
+    store=opener(FakeStateStore()),
+)
 
 
 async def lines_of(
@@ -77,7 +92,7 @@ async def lines_of(
 async def test_all_is_well() -> None:
     lines = await lines_of()
     del lines["settings of deployer"]  # these settings have no key file
-    assert list(lines) == ["App identity", "queue", "statestore", "Helm", "cluster", "cluster: rights", "fence"]
+    assert list(lines) == ["App identity", "queue", "statestore", "Helm", "cluster", "cluster: rights", "fence", "requests", "tokens"]
     assert {line.level for line in lines.values()} == {Level.OK}
     assert "prevue-dev" in lines["App identity"].text
     assert "hunter2" not in str(lines)
@@ -116,7 +131,7 @@ async def lost_database(_settings: Settings) -> None:
 async def test_one_failure_does_not_hide_the_next(name: str, neighbours: Neighbours, text: str) -> None:
     lines = await lines_of(neighbours)
     failed = {line.name for line in lines.values() if line.level is Level.FAIL} - {"settings of deployer"}
-    assert failed == {name}
+    assert failed - {"requests"} == {name}  # what is open cannot be told where the cluster cannot be asked
     assert text in lines[name].text
     assert lines[name].next_step
 
@@ -152,3 +167,24 @@ async def test_a_neighbour_that_hangs_is_a_failure(monkeypatch: pytest.MonkeyPat
     lines = await lines_of(replace(GOOD, helm=opener(Hangs())))
     assert lines["Helm"].level is Level.FAIL
     assert "no answer within" in lines["Helm"].text
+
+
+async def test_request_that_is_open_for_too_long_is_told() -> None:
+    store = FakeStateStore()
+    await store.register_and_claim(command(1), holder="gone")
+    store.advance(4000)
+    lines = await lines_of(replace(GOOD, store=opener(store)))
+    assert lines["requests"].level is Level.WARN
+    assert "acme/hello#1" in lines["requests"].text
+    assert "--ledger" in lines["requests"].next_step
+
+
+async def test_fence_above_the_sequence_is_told() -> None:
+    class Restored(Good):
+        fence = 77
+
+    store = FakeStateStore()
+    await store.register_and_claim(command(1), holder="one")
+    lines = await lines_of(replace(GOOD, store=opener(store), cluster=opener(Restored())))
+    assert lines["tokens"].level is Level.FAIL
+    assert "bears 77" in lines["tokens"].text

@@ -138,6 +138,17 @@ async def test_namespace_of_a_closed_pull_request_whose_close_is_over_is_removed
     assert world.store.previews[message.key].state is PreviewState.DESTROYED
 
 
+async def test_close_that_was_never_seen_goes_before_the_sweep(world: World, deployer: FakeDeployer) -> None:
+    """A sweep says nothing: whichever rule looks first, the pull request hears that its preview was removed."""
+    message = await deployed(world, deployer)
+    close = world.close(message.pr_number)
+    assert await deployer.rule("orphans") == 1
+    assert [one.effective_source for one in await carry_out(world, deployer)] == [Source.CLOSE]
+    assert world.state(close) is RequestState.DESTROYED
+    await deployer.drainer.drain()
+    assert "Preview removed" in world.our_comments(message.pr_number)[-1].body
+
+
 async def test_lost_row_is_known_by_the_namespace(world: World, deployer: FakeDeployer) -> None:
     message = await deployed(world, deployer)
     world.store.previews.clear()

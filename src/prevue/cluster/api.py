@@ -21,7 +21,7 @@ from lightkube.core.exceptions import ConfigError as LightkubeConfigError
 from prevue.cluster.port import FENCE_ANNOTATION, Fence
 from prevue.config import ClusterSettings
 from prevue.errors import ClusterUnavailable, ConfigError
-from prevue.redact import cut, without_secrets
+from prevue.masking import cut, without_secrets
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from enum import StrEnum
 import msgspec
 
 from prevue.cluster.objects import ContainerStatus, Pod
-from prevue.redact import cut, without_secrets
+from prevue.masking import cut, without_secrets
 
 RESTARTS_MIN = 2
 """A container that crashed so often and is held back again is in a crash loop; one restart is how many apps wait for their database."""

@@ -85,6 +85,7 @@ class Fences:
         """Step 3. A new preview is the common case: create first, look only where that is refused."""
         for _ in range(SWAP_ATTEMPTS_MAX):
             meta = await self._create(key, namespace, token) if create else None
+            created = meta is not None
             if meta is None:
                 found = await self._api.find(namespace_path(namespace), Metadata, accept=METADATA_ONLY)
                 if found is None:
@@ -94,7 +95,8 @@ class Fences:
                 meta = await self._swap(key, found.metadata, token)
             if meta is not None:
                 await self._bind(namespace)
-                return Fence(namespace=namespace, token=token, uid=meta.uid, resource_version=meta.resource_version, kind=kind)
+                version = meta.resource_version
+                return Fence(namespace=namespace, token=token, uid=meta.uid, resource_version=version, kind=kind, created=created)
         raise ClusterUnavailable(f"the namespace {namespace} changes faster than it can be fenced")
 
     async def _create(self, key: PreviewKey, namespace: str, token: int) -> Meta | None:

@@ -23,7 +23,7 @@ from prevue.errors import ClusterUnavailable
 
 ACCOUNT_NAMESPACE = "prevue-system"
 ACCOUNT = "prevue-deployer"
-MANIFESTS = ("preview-role.yaml", "deployer.yaml", "fence-policy.yaml")
+MANIFESTS = ("preview-role.yaml", "deployer.yaml", "deployer-policy.yaml", "fence-policy.yaml")
 TOKEN_SECONDS = 30 * 24 * 3600
 REQUEST_SECONDS = 10.0
 ENFORCED_SECONDS_MAX = 30.0

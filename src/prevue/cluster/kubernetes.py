@@ -60,11 +60,8 @@ class KubernetesCluster:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, settings: ClusterSettings, *, fence_settle_seconds: float = 0.0) -> AsyncIterator[KubernetesCluster]:
+    async def open(cls, settings: ClusterSettings) -> AsyncIterator[KubernetesCluster]:
         """Connect, and find out which fence is in force.
-
-        `fence_settle_seconds`: waited after the fence was seen to bite; 2 where the control plane has several API servers, whose caches
-        cannot be asked one by one.
 
         Raises:
             ConfigError: the kubeconfig is wrong, or `require_fence` is set and the policy is not in force.
@@ -73,7 +70,7 @@ class KubernetesCluster:
         access = load_access(settings)
         async with Api.open(access) as api:
             watches = Watches(api)
-            cluster = cls(access, api, watches, settle_seconds=fence_settle_seconds)
+            cluster = cls(access, api, watches, settle_seconds=settings.fence_settle_seconds)
             try:
                 if await cluster.fence_kind() is FenceKind.NONE:
                     text = "no admission policy refuses stale tokens in this cluster; `prevue doctor` says what to apply"

@@ -39,6 +39,8 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True):
     uid: str
     resource_version: str
     kind: FenceKind
+    created: bool = False
+    """The namespace was made by this raise: it is empty, there can be no release in it yet."""
 
 
 class ReleaseRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,14 +14,14 @@ from prevue.cluster.port import UrlProbe
 from prevue.errors import NotReady
 
 PAUSE_SECONDS = 0.05
-PAUSE_SECONDS_MAX = 0.25
+PAUSE_SECONDS_MAX = 0.15
 """kube-proxy or a load balancer takes the new pod up within about a second: whoever doubles its pauses waits twice as long."""
 ATTEMPT_SECONDS = 5.0
 """One request; a load balancer that is still being set up swallows packets, so a second try beats a long wait."""
 
 
 class HttpProbe:
-    """Probes by HTTP GET. No redirect is followed, no body is read, no proxy is asked, and the connection is closed: each answer is new."""
+    """Probes by HTTP GET. No redirect is followed, no body is read, and the connection is closed: each answer is a new one."""
 
     def __init__(self, client: httpx2.AsyncClient) -> None:
         self._client = client
@@ -29,7 +29,7 @@ class HttpProbe:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, *, verify: bool = True, trust_env: bool = True) -> AsyncIterator[HttpProbe]:
-        """`verify` false: certificates of previews are not checked."""
+        """`verify` false: certificates of previews are not checked. `trust_env` false: the environment's proxies are not used."""
         limits = httpx2.Limits(max_keepalive_connections=0)
         async with httpx2.AsyncClient(verify=verify, follow_redirects=False, limits=limits, trust_env=trust_env) as client:
             yield cls(client)

@@ -5,6 +5,7 @@ Two clocks run: the readiness time-out, which stands still while the commit's ow
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from prevue.cluster.rendered import rendered_objects
 from prevue.cluster.rollout import creation_refused, failed, unfinished, workload_path
 from prevue.cluster.watches import Kind, Waiter, Watches
 from prevue.errors import NotReady
-from prevue.redact import cut, without_secrets
+from prevue.masking import cut, without_secrets
 
 log = structlog.get_logger(__name__)
 
@@ -34,6 +35,10 @@ CONFIG_SECONDS = 20.0
 """How long a missing Secret or ConfigMap may still come."""
 REFUSED_SECONDS = 3.0
 """How long a refused creation of pods must stand."""
+HURRY_SECONDS = 20.0
+"""A missing image is tried again by the kubelet after up to five minutes; a new pod tries at once. So a pod that waits for the commit's
+image is made anew this often."""
+IMAGE_LOOK_SECONDS = 5.0
 LOG_LINES = 20
 LOG_BYTES = 16 * 1024
 LOG_CHARACTERS_MAX = 2_000
@@ -109,6 +114,8 @@ class _Wait:
 
     def _next_time(self) -> float:
         """When something that was seen first lately becomes a failure without an event."""
+        if self._image_missing_since is not None:
+            return IMAGE_LOOK_SECONDS
         return 1.0 if self._first_seen else POLL_SECONDS
 
     def _seems_ready(self) -> bool:
@@ -162,6 +169,7 @@ class _Wait:
             if trouble.trouble is Trouble.OWN_IMAGE:
                 missing = True
                 self._image_reason = trouble.reason
+                await self._hurry(trouble.pod, now)
                 continue
             await self._fail(trouble.reason, trouble)
         self._count_image_wait(missing=missing, now=now)
@@ -174,6 +182,15 @@ class _Wait:
             # The image came: its start is given the whole time.
             self._image_missing_since = None
             self._ready_by = now + self._limits.readiness_timeout_seconds
+
+    async def _hurry(self, pod: Pod, now: float) -> None:
+        """Delete a pod that waits for the commit's image, now and then; not a Job's, which counts its pods."""
+        if not self._stands(pod.metadata.uid, now, HURRY_SECONDS) or any(item.kind == "Job" for item in pod.metadata.owner_references):
+            return
+        path = f"/api/v1/namespaces/{self._fence.namespace}/pods/{pod.metadata.name}"
+        body = {"preconditions": {"uid": pod.metadata.uid}, "gracePeriodSeconds": 0}
+        with contextlib.suppress(ApiError):  # gone, or made anew already
+            await self._api.call("DELETE", path, body=body, headers=as_claim(self._fence.namespace, self._fence.token))
 
     def _stands(self, what: str, now: float, seconds: float) -> bool:
         return now - self._first_seen.setdefault(what, now) >= seconds

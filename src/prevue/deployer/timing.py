@@ -1,4 +1,4 @@
-"""How long each step of a claim took: for the ledger, `prevue previews show` and the benchmarks' profile."""
+"""How long each step of a claim took, and what it saw: for the ledger, `prevue previews show` and the benchmarks' profile."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from prevue.clock import Clock
 
 
 class StepTimes:
-    """Milliseconds a step, added up where a step comes twice."""
+    """Milliseconds a step, added up where a step comes twice; and facts that are evidence later."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.milliseconds: dict[str, int] = {}
+        self.facts: dict[str, str | int | float | bool] = {}
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:

@@ -25,19 +25,16 @@ from prevue.config import GitHubSettings
 from prevue.errors import ConfigError, GitHubUnavailable, NotFound, NotInstalled, PrevueError
 from prevue.github import payloads
 from prevue.github.answers import error_of, rate_limit_wait, server_time
+from prevue.github.connections import Connections
 from prevue.github.port import Comment, GitHub, GitHubApp, Permission, PullRequest, Repositories
 from prevue.github.sweeping import SweepCalls, decode, repo_path
 from prevue.github.tokens import AppIdentity, InstallationTokens, Token, token_usable_until
-from prevue.masking import foreign_text
+from prevue.masking import foreign_text, mask_secrets
 
 API_VERSION: Final = "2022-11-28"
 """https://docs.github.com/en/rest/about-the-rest-api/api-versions"""
-TIMEOUT: Final = httpx2.Timeout(10.0, connect=3.0)
-"""Seconds for each of reading, writing and waiting for a connection; GitHub itself gives up after 10."""
 REQUEST_SECONDS_MAX: Final = 15.0
 """One request from its start to its answer's last byte, however slowly bytes drip; the outbox's verify pass counts on an end."""
-LIMITS: Final = httpx2.Limits(max_connections=60, max_keepalive_connections=60, keepalive_expiry=30.0)
-"""GitHub allows 100 requests at once for all of an App's processes together."""
 FRESH_SECONDS: Final = 10.0
 """A token younger than this may be refused although it is good."""
 FRESH_RETRY_SECONDS: Final = (0.3, 0.7, 1.0, 2.0, 2.0, 2.0, 2.0)
@@ -61,7 +58,7 @@ _comments = msgspec.json.Decoder(list[payloads.Comment])
 class GitHubClient(SweepCalls):
     """The port `GitHub`, and what start-up checks need besides."""
 
-    def __init__(self, http: httpx2.AsyncClient, *, api_url: str, identity: AppIdentity, clock: Clock) -> None:
+    def __init__(self, http: Connections, *, api_url: str, identity: AppIdentity, clock: Clock) -> None:
         self._http = http
         self._root = httpx2.URL(api_url)
         self._base = api_url.rstrip("/")
@@ -88,14 +85,13 @@ class GitHubClient(SweepCalls):
         except httpx2.InvalidURL as exc:
             raise ConfigError(f"github.api_url: {settings.api_url!r} is not a URL") from exc
         if root.scheme not in ("http", "https") or not root.host or root.query or root.userinfo:
-            raise ConfigError(f"github.api_url is {settings.api_url!r}; accepted: https://HOST or https://HOST/api/v3")
+            raise ConfigError(f"github.api_url is {mask_secrets(settings.api_url)!r}; accepted: https://HOST or https://HOST/api/v3")
         headers = {
             "user-agent": f"prevue/{version('prevue')} (app {settings.app_id})",
             "accept": "application/vnd.github+json",
             "x-github-api-version": API_VERSION,
         }
-        http = httpx2.AsyncClient(headers=headers, timeout=TIMEOUT, limits=LIMITS, follow_redirects=False, transport=transport)
-        async with http:
+        async with Connections.open(headers=headers, transport=transport) as http:
             client = cls(http, api_url=settings.api_url, identity=identity, clock=used_clock)
             try:
                 yield client
@@ -254,8 +250,11 @@ class GitHubClient(SweepCalls):
                 raise GitHubUnavailable(f"no answer from GitHub to {method}: {what}") from exc
             if response.status_code not in (301, 302, 307, 308):
                 return response
-            url = self._own_url(response.headers.get("location", ""))
-        raise GitHubUnavailable(f"GitHub redirects more than {REDIRECTS_MAX} times")
+            location = response.headers.get("location")
+            if not location:
+                break
+            url = self._own_url(location)
+        raise GitHubUnavailable(f"GitHub redirects to nowhere, or more than {REDIRECTS_MAX} times")
 
     def _own_url(self, location: str) -> str:
         """`location`, absolute; refused where it leaves the API's host, since the token would go along."""

@@ -33,9 +33,9 @@ from prevue.masking import foreign_text
 from prevue.model import Message
 from prevue.queue.port import AlreadyEnqueued, Enqueuer
 
-ENQUEUE_SECONDS_MAX: Final = 3.0
-"""With `app.github_timeout_seconds` below the 10 s after which GitHub gives a delivery up. A time-out here may still have enqueued:
-the answer is 503 all the same, and the redelivery finds the message there or the request done."""
+ENQUEUE_SECONDS_MAX: Final = 3.5
+"""With `app.github_timeout_seconds` below the 10 s after which GitHub gives a delivery up; a backend has a limit of its own below this.
+A time-out may still have enqueued: the answer is 503 all the same, and the redelivery finds the message there or the request done."""
 
 
 class Result(StrEnum):
@@ -82,7 +82,7 @@ _PONG: Final = Outcome(result=Result.PONG)
 
 
 class Handler:
-    """Deliveries of one App process; holds no state of its own."""
+    """Deliveries of one App process; remembers nothing of them."""
 
     def __init__(self, *, github: GitHub, enqueuer: Enqueuer, acknowledger: Acknowledger, settings: AppSettings, github_host: str) -> None:
         self._github = github

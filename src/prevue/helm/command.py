@@ -24,7 +24,7 @@ import msgspec
 from prevue.clock import Clock, SystemClock
 from prevue.errors import ConfigError
 from prevue.helm.port import Helm, HelmRun, ReleaseSpec
-from prevue.redact import cut, without_secrets
+from prevue.masking import cut, without_secrets
 
 WRAPPER = Path(__file__).with_name("wrapper.py")
 ERROR_CHARACTERS_MAX = 4_000
@@ -32,6 +32,8 @@ HISTORY_MAX = 3
 VERSION_MIN = (3, 18)
 SERVER_SIDE_SINCE = 4
 """Helm 4 installs by server-side apply; Helm 3 does not know it."""
+
+HOME_PREFIX = "prevue-helm-"
 
 GRACE_SECONDS = 2.0
 """From SIGTERM to SIGKILL. Helm writes `failed` within some 10 ms of a SIGTERM; more would only delay the worker's stop."""
@@ -55,6 +57,8 @@ class HelmCommand:
 
     def __init__(self, program: str, *, home: Path, environ: Mapping[str, str], clock: Clock | None = None) -> None:
         self._program = program
+        found = shutil.which(program, path=environ.get("PATH"))
+        self._path = str(Path(found).absolute()) if found else ""
         self._home = home
         self._clock = clock or SystemClock()
         self._environ = {name: value for name, value in environ.items() if _ENVIRONMENT.fullmatch(name)} | _GO_RUNTIME
@@ -74,7 +78,8 @@ class HelmCommand:
         Raises:
             ConfigError: the program is missing, or older than 3.18.
         """
-        home = Path(tempfile.mkdtemp(prefix="prevue-helm-"))
+        _remove_leftovers()
+        home = Path(tempfile.mkdtemp(prefix=f"{HOME_PREFIX}{os.getpid()}-"))
         try:
             command = cls(program, home=home, environ=os.environ if environ is None else environ, clock=clock)
             await command.version()
@@ -116,10 +121,10 @@ class HelmCommand:
     async def version(self) -> str:
         if not sys.platform.startswith("linux"):
             raise ConfigError("Helm is run under Linux only: its deadline needs PDEATHSIG and an absolute timer")
-        if shutil.which(self._program) is None:
+        if not self._path:
             raise ConfigError(f"cluster.helm: the program {self._program!r} was not found; accepted: a name on PATH or a path")
         run = await self._run(["version", "--short"], kubeconfig=None, deadline=self._clock.boottime() + QUICK_SECONDS)
-        found = re.match(r"v(\d+)\.(\d+)\.\S+?(?=\+|\s|$)", run.output)
+        found = re.match(r"v(\d+)\.(\d+)(?:\.\S+?)?(?=\+|\s|$)", run.output)  # one built by hand says `v3.18`
         if run.exit_code != 0 or found is None:
             raise ConfigError(f"cluster.helm: `{self._program} version` did not say a version: {run.error or run.output}")
         if (int(found[1]), int(found[2])) < VERSION_MIN:
@@ -132,25 +137,34 @@ class HelmCommand:
         return f"{max(deadline - self._clock.boottime() - GRACE_SECONDS, 1):.0f}s"
 
     async def _run(self, arguments: list[str], *, kubeconfig: str | None, deadline: float, standard_input: bytes = b"") -> HelmRun:
-        with self._kubeconfig_file(kubeconfig) as path:
-            flags = ["--kubeconfig", str(path)] if path else []
-            child = _Child([self._program, *arguments, *flags], self._environ, deadline, self._clock)
-            return await _uncancelled(child, standard_input)
+        with _in_memory(kubeconfig) as file:
+            flags = ["--kubeconfig", f"/proc/self/fd/{file}"] if file is not None else []
+            child = _Child([self._path, *arguments, *flags], self._environ, deadline, self._clock, file)
+            run = await _uncancelled(child, standard_input)
+        return msgspec.structs.replace(run, error=run.error.replace(str(self._home), "…"))
 
-    @contextlib.contextmanager
-    def _kubeconfig_file(self, text: str | None) -> Iterator[Path | None]:
-        """The claim's kubeconfig holds a credential: readable by us alone, and only while Helm runs."""
-        if text is None:
-            yield None
-            return
-        descriptor, name = tempfile.mkstemp(prefix="claim-", dir=self._home)  # made with mode 0600
-        path = Path(name)
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(text)
-            yield path
-        finally:
-            path.unlink(missing_ok=True)
+
+@contextlib.contextmanager
+def _in_memory(kubeconfig: str | None) -> Iterator[int | None]:
+    """The claim's kubeconfig holds a credential: it is never on a disk, and gone with its last process, however that one ends."""
+    if kubeconfig is None:
+        yield None
+        return
+    file = os.memfd_create("kubeconfig", os.MFD_CLOEXEC)
+    try:
+        os.fchmod(file, 0o600)
+        os.write(file, kubeconfig.encode())
+        yield file
+    finally:
+        os.close(file)
+
+
+def _remove_leftovers() -> None:
+    """Folders of workers that were killed: they hold caches alone, but would pile up."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{HOME_PREFIX}*-*"):
+        pid = folder.name.removeprefix(HOME_PREFIX).partition("-")[0]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _uncancelled(child: _Child, standard_input: bytes) -> HelmRun:
@@ -171,8 +185,9 @@ async def _uncancelled(child: _Child, standard_input: bytes) -> HelmRun:
 class _Child:
     """One wrapper and its Helm."""
 
-    def __init__(self, command: list[str], environ: Mapping[str, str], deadline: float, clock: Clock) -> None:
+    def __init__(self, command: list[str], environ: Mapping[str, str], deadline: float, clock: Clock, kubeconfig: int | None) -> None:
         self._command = command
+        self._inherited = () if kubeconfig is None else (kubeconfig,)
         self._environ = environ
         self._deadline = deadline
         self._clock = clock
@@ -196,6 +211,8 @@ class _Child:
                 os.close(status_in)
             output, error = await self._wait(wrapper, standard_input)
             self._read_status(status)
+            if not self._is_reaped():
+                await _until_dead(self._helm_pid())
         finally:
             loop.remove_reader(status)
             os.close(status)
@@ -209,7 +226,7 @@ class _Child:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=self._environ,
-            pass_fds=(status_in,),
+            pass_fds=(status_in, *self._inherited),
             start_new_session=True,
         )
 
@@ -229,11 +246,14 @@ class _Child:
             return await done
         finally:
             stop.cancel()
+            if wrapper.returncode is None:
+                # This task itself was cancelled: the event loop is being closed, and gives no time for a grace.
+                self._kill(wrapper)
 
     def _kill(self, wrapper: asyncio.subprocess.Process) -> None:
         """The wrapper did not do its work (stopped, say): kill Helm's group, then the wrapper, whose death kills Helm once more."""
         helm = self._helm_pid()
-        if helm and _parent_of(helm) == wrapper.pid:
+        if helm and _state_of(helm)[1] == wrapper.pid:  # ids are used again: a group is killed only while it is Helm's
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(helm, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
@@ -245,6 +265,10 @@ class _Child:
                 self._status += data
             asyncio.get_running_loop().remove_reader(status)
 
+    def _is_reaped(self) -> bool:
+        """Whether the wrapper has lived to say how Helm ended."""
+        return self._status.count(b"\n") > self._status.count(b"started ")
+
     def _helm_pid(self) -> int:
         found = re.search(rb"^started (\d+)$", self._status, re.MULTILINE)
         return int(found[1]) if found else 0
@@ -252,7 +276,7 @@ class _Child:
     def _result(self, output: str, error: str) -> HelmRun:
         """What the wrapper told; it tells nothing where it was killed, and its Helm with it."""
         lines = dict(line.partition(" ")[::2] for line in self._status.decode(errors="replace").splitlines())
-        text = cut(without_secrets(error.replace(str(Path(tempfile.gettempdir())), "…")).strip(), ERROR_CHARACTERS_MAX)
+        text = cut(without_secrets(error).strip(), ERROR_CHARACTERS_MAX)
         if "error" in lines:
             return HelmRun(exit_code=127, output="", error=f"Helm could not be started: {lines['error']}", deadline_passed=False)
         if "deadline" in lines or "refused" in lines:
@@ -264,13 +288,21 @@ class _Child:
         return HelmRun(exit_code=-signal.SIGKILL, output=output, error=f"{text}\nHelm was killed".strip(), deadline_passed=late)
 
 
-def _parent_of(pid: int) -> int:
-    """The parent's id; 0 where the process is gone. Ids are used again: a group is killed only while it is still Helm's."""
+async def _until_dead(pid: int) -> None:
+    """A killed process closes its pipes a moment before it is gone; who reaps it is another's matter then."""
+    for _ in range(200):
+        if _state_of(pid)[0] in "ZX":
+            return
+        await asyncio.sleep(0.005)
+
+
+def _state_of(pid: int) -> tuple[str, int]:
+    """State and parent of a process; `X` where it is gone."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
     except OSError:
-        return 0
-    return int(stat.rpartition(")")[2].split()[1])
+        return "X", 0
+    return state, int(parent)
 
 
 class _Revision(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -98,6 +98,10 @@ class LocalGitHub:
         """Let nothing fail any more."""
         await self._control("DELETE", "faults", None)
 
+    async def lose_webhooks(self, times: int = 1) -> None:
+        """Let the next happenings make no delivery at all."""
+        await self._control("POST", "webhooks/lose", {"times": times})
+
     async def limits(self, *, per_minute: int | None, per_hour: int | None) -> None:
         """Set the secondary limit; None = off."""
         await self._control("POST", "limits", {"content_per_minute": per_minute, "content_per_hour": per_hour})
@@ -109,15 +113,22 @@ class LocalGitHub:
 
     async def delivery_of(self, comment_id: int, *, seconds: float = 20) -> dict[str, Any]:
         """The answered delivery of a comment's creation."""
+        return (await self.deliveries_of([comment_id], seconds=seconds))[comment_id]
 
-        async def look() -> dict[str, Any] | None:
-            for delivery in await self.deliveries(event="issue_comment", per_page=100):
+    async def deliveries_of(self, comment_ids: Collection[int], *, seconds: float = 20) -> dict[int, dict[str, Any]]:
+        """Comment → the answered delivery of its creation. Each may be followed by a few of edits and of Prevue's own comments."""
+        found: dict[int, dict[str, Any]] = {}
+
+        async def look() -> bool | None:
+            for delivery in await self.deliveries(event="issue_comment", per_page=100 + 10 * len(comment_ids)):
                 payload = delivery["request"]["payload"]
-                if payload["action"] == "created" and payload["comment"]["id"] == comment_id and delivery["response"] is not None:
-                    return delivery
-            return None
+                if payload["action"] == "created" and delivery["response"] is not None:
+                    found[payload["comment"]["id"]] = delivery
+            return set(comment_ids) <= found.keys() or None
 
-        return await wait_for(look, seconds=seconds, what=f"the delivery of comment {comment_id}")
+        missing = "the deliveries of {} comments"
+        await wait_for(look, seconds=seconds, what=missing.format(len(comment_ids)), instead=lambda: missing.format(len(found)))
+        return {comment_id: found[comment_id] for comment_id in comment_ids}
 
     async def redeliver(self, guid: str) -> None:
         """Send a delivery again, as a person does by hand."""
@@ -157,17 +168,19 @@ class LocalGitHub:
         )
 
     async def _get(self, path: str) -> Any:
-        return self._checked(await self._http.get(f"{self.url}/{path}"))
+        return await self._answer("GET", path)
 
     async def _control(self, method: str, path: str, form: dict[str, Any] | None) -> Any:
-        response = await self._http.request(method, f"{self.url}/_local/{path}", json=form)
-        return self._checked(response) if response.status_code != 204 else None
+        return await self._answer(method, f"_local/{path}", form)
 
-    @staticmethod
-    def _checked(response: httpx2.Response) -> Any:
+    async def _answer(self, method: str, path: str, form: dict[str, Any] | None = None) -> Any:
+        try:
+            response = await self._http.request(method, f"{self.url}/{path}", json=form)
+        except httpx2.HTTPError as exc:
+            raise Failed(f"{method} {self.url}/{path}: no answer ({type(exc).__name__} {exc})") from exc
         if response.is_error:
-            raise Failed(f"{response.request.method} {response.request.url}: {response.status_code} {response.text[:500]}")
-        return response.json()
+            raise Failed(f"{method} {self.url}/{path}: {response.status_code} {response.text[:500]}")
+        return response.json() if response.content else None
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@
     supervisor.json   the processes that were started, to be ended by `down` when the supervisor itself was killed
     lock              held by the supervisor for as long as it lives
     prevue.yaml       settings of deployer and operators' commands; github-app.yaml: the App's, whose database role may only insert
-    secrets/ postgres/ logs/
+    secrets/ postgres/ tmp/ logs/
 
 Everything but the logs is removed by `down`.
 """
@@ -115,10 +115,16 @@ class StackFolder:
     def postgres(self) -> Path:
         return self.root / "postgres"
 
+    @property
+    def temporary(self) -> Path:
+        """TMPDIR of the stack's processes: what one that was killed leaves there goes with the folder."""
+        return self.root / "tmp"
+
     def make(self) -> None:
         """Make the folders and the secrets of a new stack."""
         self.logs.mkdir(parents=True, exist_ok=True)
         self.secrets.mkdir(mode=0o700, exist_ok=True)
+        self.temporary.mkdir(mode=0o700, exist_ok=True)
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         private = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
@@ -132,7 +138,7 @@ class StackFolder:
         """Remove what the stack made; logs stay, and what a person put there (`overlay.yaml`)."""
         for path in (self.dev, self.supervisor, self.settings, self.app_settings, self.images):
             path.unlink(missing_ok=True)
-        for folder in (self.secrets, self.postgres):
+        for folder in (self.secrets, self.postgres, self.temporary):
             shutil.rmtree(folder, ignore_errors=True)
 
     def read_dev(self) -> DevFile | None:

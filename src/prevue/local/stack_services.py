@@ -29,7 +29,8 @@ PORTS = range(20_000, 29_000)
 """Below the kernel's ephemeral ports (32768 on Linux), where an outgoing connection could take one before its process listens, and
 below Kubernetes' node ports (30000)."""
 LOOPBACK = "127.0.0.1"
-INSTALL_SECONDS = 60
+FIRST = -5
+"""Niceness of what answers webhooks: elsewhere it has machines of its own; here fifty new previews take every core that there is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,7 @@ def postgres(database: EmbeddedPostgres, folder: StackFolder) -> Service:
         is_ready=lambda: _listens(database.port),
         user=(account.uid, account.gid) if account else None,
         folder=database.data,
+        niceness=FIRST,
         stop_signal=signal.SIGINT,  # fast shutdown; SIGTERM would wait for every client
         stop_seconds=15,
     )
@@ -99,7 +101,9 @@ def local_github(access: Access, next_repository_id: Callable[[], int]) -> Servi
 
     environ = {**environment(folder), ci.VARIABLE: str(folder.images)}
     ready = functools.partial(answers, f"{ports.github_url}/_local/healthz")
-    return Service(name="local-github", role="local-github", command=command, environ=environ, is_ready=ready, stop_seconds=10)
+    return Service(
+        name="local-github", role="local-github", command=command, environ=environ, is_ready=ready, niceness=FIRST, stop_seconds=10
+    )
 
 
 def github_app(access: Access) -> Service:
@@ -110,6 +114,7 @@ def github_app(access: Access) -> Service:
         command=lambda: _prevue("github-app", access.folder.app_settings),
         environ=environment(access.folder),
         is_ready=functools.partial(answers, f"http://{LOOPBACK}:{access.ports.app}/readyz"),
+        niceness=FIRST,
         stop_seconds=15,
     )
 
@@ -131,7 +136,8 @@ def environment(folder: StackFolder) -> dict[str, str]:
     """The caller's environment without settings that are meant for another Prevue, with the stack's mark."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREVUE_") or name == "PREVUE_CLUSTER_STATE"}
     local = ",".join(filter(None, [kept.get("NO_PROXY") or kept.get("no_proxy"), LOOPBACK, "localhost"]))
-    return {**kept, "NO_PROXY": local, "no_proxy": local, "PYTHONUNBUFFERED": "1", MARK: str(folder.root)}
+    ours = {"NO_PROXY": local, "no_proxy": local, "TMPDIR": str(folder.temporary), "PYTHONUNBUFFERED": "1", MARK: str(folder.root)}
+    return {**kept, **ours}
 
 
 def settings(

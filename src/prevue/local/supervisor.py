@@ -49,6 +49,8 @@ class Service:
     """(user id, group id); None: whoever the supervisor is."""
     folder: Path | None = None
     """Its working directory; None: the supervisor's."""
+    niceness: int = 0
+    """Below 0: gets the processor first. Only root may give that; for others it is as it is."""
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 30
     ready_seconds: float = 60
@@ -173,5 +175,8 @@ class Supervisor:
                 env=dict(service.environ), user=user, group=group, extra_groups=None if user is None else [],
                 start_new_session=True, cwd=service.folder,
             )  # fmt: skip
+        if service.niceness:
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, child.pid, service.niceness)
         self.log(f"{service.name}: started as process {child.pid}")
         return child

@@ -24,7 +24,7 @@ import structlog
 
 from prevue.errors import MessageInvalid, QueueUnavailable
 from prevue.model import Message, decode_message, encode_message
-from prevue.postgres import CONNECT_SECONDS_MAX, check_url, is_outage, open_pool, outages_as
+from prevue.postgres import CONNECT_SECONDS_MAX, FairPool, check_url, is_outage, open_pool, outages_as
 from prevue.queue.identity import message_identity
 from prevue.queue.port import AlreadyEnqueued, Consumer, Done, Enqueued, Enqueuer, Handler, Release, RetryAfter, Settlement
 
@@ -81,7 +81,7 @@ _log = structlog.get_logger(__name__)
 class PostgresEnqueuer:
     """What the GitHub App opens: no LISTEN, few connections, one INSERT."""
 
-    def __init__(self, pool: Any) -> None:
+    def __init__(self, pool: FairPool) -> None:
         self._pool = pool
 
     @classmethod
@@ -124,7 +124,7 @@ class _Received(NamedTuple):
 class PostgresConsumer:
     """What a deployer opens; any number of processes may run one, each takes only as many messages as it has free slots."""
 
-    def __init__(self, pool: Any, url: str, *, lease_seconds: float, poll_seconds: float) -> None:
+    def __init__(self, pool: FairPool, url: str, *, lease_seconds: float, poll_seconds: float) -> None:
         self._pool = pool
         self._url = url
         self._lease_seconds = lease_seconds
@@ -201,17 +201,22 @@ class PostgresConsumer:
         settlement: Settlement
         try:
             settlement = await handler(received.message)
-        except asyncio.CancelledError:
-            await self._release_cancelled(received)
-            raise
+        except asyncio.CancelledError as exc:
+            if _is_cancelled():
+                await self._release_cancelled(received)
+                raise
+            settlement = self._failed(received, exc)  # something inside the handler was cancelled, the handler was not
         except Exception as exc:  # noqa: BLE001 (whatever it is: the message comes back, and the others go on)
-            backoff = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2 ** min(received.deliveries - 1, 10)) * random.uniform(0.8, 1.2)  # noqa: S311
-            _log.error("queue_handler_failed", queue_message=received.id, retry_seconds=round(backoff, 1), exc_info=exc)
-            settlement = RetryAfter(backoff)
+            settlement = self._failed(received, exc)
         try:
             await self._settle(received, settlement)
         finally:
             self._held.pop(received.receipt, None)
+
+    def _failed(self, received: _Received, exc: BaseException) -> RetryAfter:
+        backoff = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2 ** min(received.deliveries - 1, 10)) * random.uniform(0.8, 1.2)  # noqa: S311
+        _log.error("queue_handler_failed", queue_message=received.id, retry_seconds=round(backoff, 1), exc_info=exc)
+        return RetryAfter(backoff)
 
     async def _settle(self, received: _Received, settlement: Settlement) -> None:
         """Until it is done or the lease must have ended: from then on the message comes back anyway."""
@@ -294,6 +299,12 @@ class PostgresConsumer:
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._wake.set()
+
+
+def _is_cancelled() -> bool:
+    """Whether the running task itself was asked to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 _enqueuer: type[Enqueuer] = PostgresEnqueuer

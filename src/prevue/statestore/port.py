@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from prevue.lifecycle import Finish
-from prevue.model import Claim, Message, Notice, Order, PreviewKey, PreviewState, RequestState, Source
+from prevue.model import Claim, Live, Message, Notice, Order, PreviewKey, PreviewState, RequestState, Source
 
 
 class ClaimLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -339,4 +339,54 @@ class PreviewReader(Protocol):
 
     async def ledger(self, repo: str, pr_number: int) -> list[dict[str, str | int | float | bool | None]]:
         """The ledger's rows of a preview, oldest first."""
+        ...
+
+
+class AuditRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One request with its outbox row, as `prevue verify` reads it; ages are in seconds, by the database's clock."""
+
+    id: int
+    message: Message
+    state: RequestState
+    reason: str
+    token: int | None
+    age_seconds: float
+    """Since it ended, or was registered where it is open."""
+    told_version: int | None
+    """The outbox row's version; None: it has no row."""
+    is_sent: bool
+    is_verified: bool
+
+
+class AuditEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the ledger."""
+
+    request_id: int
+    token: int | None
+    event: str
+    state: str
+    """Of `began`: the preview's new state."""
+
+
+class AuditCase(msgspec.Struct, frozen=True, kw_only=True):
+    """One preview with all that is stored about it, read in one piece."""
+
+    preview: StandingPreview
+    live: Live | None
+    url: str
+    release: str
+    requests: list[AuditRequest]
+    events: list[AuditEvent]
+    """In the order in which they were written."""
+
+
+class Auditor(Protocol):
+    """What `prevue verify` reads."""
+
+    async def audit_keys(self, *, after: PreviewKey | None = None, limit: int) -> list[PreviewKey]:
+        """Previews in any state, by ascending key, beginning after `after`."""
+        ...
+
+    async def audit(self, key: PreviewKey) -> AuditCase | None:
+        """One of them; nobody changes the preview while it is read."""
         ...

@@ -1,4 +1,4 @@
-"""What every statestore backend decides alike and without I/O: who hears of an outcome (protocol, section 5)."""
+"""What every statestore backend decides alike and without I/O: who hears of an outcome (protocol, section 5), what text is stored."""
 
 from __future__ import annotations
 
@@ -28,3 +28,11 @@ def is_told(message: Message, outcome: RequestState, preview_state: PreviewState
     if source in (Source.CLOSE, Source.EXPIRY) and outcome is RequestState.SUPERSEDED:
         return False
     return not (message.action is Action.DESTROY and preview_state is PreviewState.REQUESTED)
+
+
+def storable(text: str) -> str:
+    """`text` without what a database's text cannot hold: a pod's last log lines may have NULs, and half characters at their cut.
+
+    Refused there, they would keep the request from ever ending.
+    """
+    return text.replace("\x00", "").encode("utf-8", "replace").decode()

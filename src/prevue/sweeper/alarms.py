@@ -12,6 +12,7 @@ import structlog
 
 from prevue.cluster.port import NamespaceList
 from prevue.statestore.port import AlarmStore, TokenStore
+from prevue.sweeper.repositories import KnownRepositories
 
 log = structlog.get_logger(__name__)
 
@@ -25,31 +26,41 @@ class _Store(AlarmStore, TokenStore, Protocol):
 
 
 async def raise_tokens_above_cluster(tokens: TokenStore, namespaces: NamespaceList) -> bool:
-    """Called before anybody claims; whether the sequence was behind the cluster, which only a restore explains.
+    """Called before anybody claims; whether the sequence was behind the cluster, as after a restore.
+
+    Every namespace with our label counts, whoever's it is: too large a token does no harm.
 
     Raises:
         ClusterUnavailable, StateStoreUnavailable: nobody may claim, since it is not known whether tokens would be given out again.
     """
-    highest = await namespaces.highest_fence()
-    if highest <= await tokens.last_token():
+    return await _raise_above(tokens, await namespaces.highest_fence())
+
+
+async def _raise_above(tokens: TokenStore, highest: int) -> bool:
+    last = await tokens.last_token()
+    if highest <= last:
         return False
     if await tokens.raise_tokens(above=highest + TOKEN_MARGIN):
-        log.error("tokens were behind the cluster: the database was restored", action="tokens_raised", above=highest + TOKEN_MARGIN)
+        log.warning("tokens were behind the cluster, as after a restore", action="tokens_raised", last=last, above=highest + TOKEN_MARGIN)
     return True
 
 
 class Alarms:
     """One log line for each thing that a person should look at."""
 
-    def __init__(self, *, store: _Store, namespaces: NamespaceList, overdue_seconds: float) -> None:
+    def __init__(
+        self, *, store: _Store, namespaces: NamespaceList, repositories: KnownRepositories, github_host: str, overdue_seconds: float
+    ) -> None:
         self._store = store
         self._namespaces = namespaces
+        self._repositories = repositories
+        self._github_host = github_host
         self._overdue_seconds = overdue_seconds
 
     async def sweep(self) -> int:
         """One turn; returns how many alarms there are."""
         # A restore under a running deployer: it may have claimed already, with tokens that the fences refuse. It gets better ones now.
-        alarms = int(await raise_tokens_above_cluster(self._store, self._namespaces))
+        alarms = int(await _raise_above(self._store, await self._highest_fence_of_ours()))
         overdue = await self._store.overdue(older_than_seconds=self._overdue_seconds, limit=OVERDUE_MAX)
         for one in overdue:
             log.error(
@@ -64,3 +75,11 @@ class Alarms:
                 registered_at=one.registered_at.isoformat(),
             )
         return alarms + len(overdue)
+
+    async def _highest_fence_of_ours(self) -> int:
+        """Another Prevue in the same cluster counts for itself: the two would overtake each other for ever."""
+        highest, last = 0, await self._store.last_token()
+        for one in await self._namespaces.owned(self._github_host):
+            if one.fence > max(highest, last) and await self._repositories.find(one.key.repository_id) is not None:
+                highest = one.fence
+        return highest

@@ -78,8 +78,11 @@ class Janitor:
                 standing.append((namespace, row))
         closed = await self._closed(row for _, row in standing)
         for namespace, row in standing:
-            if row.key in closed:
-                sent += await self._sweep(namespace, row.repo, await self._installation(row), row.order)
+            if row.key not in closed:
+                continue
+            # The close itself first, where it was never seen: it tells the pull request what a sweep would do in silence.
+            asked = await self._close(row, closed[row.key])
+            sent += asked or await self._sweep(namespace, row.repo, await self._installation(row), row.order)
         for namespace in rowless:
             sent += await self._sweep_rowless(namespace)
         return sent
@@ -116,13 +119,17 @@ class Janitor:
         sent, after = 0, None
         while rows := await self._store.standing(after=after, limit=BATCH_PREVIEWS):
             after = rows[-1].key
-            for key, pull in (await self._closed(row for row in rows if row.key.github_host == self._github_host)).items():
-                if pull.closed_at is None:
-                    continue
-                row = next(row for row in rows if row.key == key)
-                order = Order(pull.closed_at, 1, 0)
-                sent += await self._ask(key, pull.repo, await self._installation(row), Source.CLOSE, format_time(pull.closed_at), order)
+            closed = await self._closed(row for row in rows if row.key.github_host == self._github_host)
+            for row in rows:
+                if row.key in closed:
+                    sent += await self._close(row, closed[row.key])
         return sent
+
+    async def _close(self, row: StandingPreview, pull: PullRequest) -> int:
+        if pull.closed_at is None:
+            return 0
+        order = Order(pull.closed_at, 1, 0)
+        return await self._ask(row.key, pull.repo, await self._installation(row), Source.CLOSE, format_time(pull.closed_at), order)
 
     async def _closed(self, rows: Iterable[StandingPreview]) -> dict[PreviewKey, PullRequest]:
         """Which of these pull requests are closed: one list of the open ones a repository, then a look at each that is not in it.

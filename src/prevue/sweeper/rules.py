@@ -74,7 +74,13 @@ def make_rules(
         clock=clock,
         github_host=github_host,
     )
-    alarms = Alarms(store=store, namespaces=namespaces, overdue_seconds=settings.overdue_seconds)
+    alarms = Alarms(
+        store=store,
+        namespaces=namespaces,
+        repositories=repositories,
+        github_host=github_host,
+        overdue_seconds=settings.overdue_seconds,
+    )
     if poll_deliveries:
         poller = DeliveryPoller(github=github, cursors=store, accept=door.delivery, clock=clock)
         deliveries = Rule(name="poll-deliveries", interval_seconds=settings.poll_seconds, sweep=poller.sweep)

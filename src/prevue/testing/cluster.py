@@ -259,7 +259,7 @@ class FakeCluster:
             if not create:
                 return None
             found = self._state.add_namespace(namespace, key=key, fence=token)
-            return self._fence(found)
+            return self._fence(found, created=True)
         if found.key != key:
             raise NamespaceForeign(f"the namespace {namespace} is not this preview's")
         if found.fence > token:
@@ -270,9 +270,11 @@ class FakeCluster:
             self._state.set_fence(found, token)
         return self._fence(found)
 
-    def _fence(self, found: FakeNamespace) -> Fence:
+    def _fence(self, found: FakeNamespace, *, created: bool = False) -> Fence:
         kind = FenceKind.POLICY if self._state.policy else FenceKind.NONE
-        return Fence(namespace=found.name, token=found.fence, uid=found.uid, resource_version=str(found.resource_version), kind=kind)
+        return Fence(
+            namespace=found.name, token=found.fence, uid=found.uid, resource_version=str(found.resource_version), kind=kind, created=created
+        )
 
     async def fence_bites(self, fence: Fence) -> None:
         await self._begin("fence_bites", fence.namespace)

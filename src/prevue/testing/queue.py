@@ -166,11 +166,12 @@ class FakeQueue:
         settlement: Settlement
         try:
             settlement = await handler(decode_message(entry.body))
-        except asyncio.CancelledError:
-            if not self._crashed:
-                self._settle(entry, receipt, Release())
-            raise
-        except Exception:
+        except (Exception, asyncio.CancelledError) as exc:
+            task = asyncio.current_task()
+            if isinstance(exc, asyncio.CancelledError) and task is not None and task.cancelling() > 0:
+                if not self._crashed:
+                    self._settle(entry, receipt, Release())
+                raise
             _logger.exception("a handler failed; its message comes back")
             settlement = RetryAfter(min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2 ** (entry.deliveries - 1)))
         finally:

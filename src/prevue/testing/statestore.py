@@ -15,7 +15,6 @@ from prevue.model import (
     Action,
     Claim,
     Message,
-    Notice,
     Order,
     PreviewKey,
     PreviewState,
@@ -40,9 +39,8 @@ from prevue.statestore.port import (
     SweepStore,
     Verdict,
 )
-from prevue.statestore.rules import STATUS, is_told
-from prevue.testing.statestore_base import is_busy
-from prevue.testing.statestore_disk import NEVER, OutboxRow, PreviewRow, RequestRow
+from prevue.statestore.rules import STATUS, is_told, storable
+from prevue.testing.statestore_disk import NEVER, OutboxRow, PreviewRow, RequestRow, is_busy, is_verify, next_at, notice_of
 from prevue.testing.statestore_reader import FakeReader
 from prevue.testing.statestore_sweep import FakeSweep
 
@@ -121,7 +119,7 @@ class FakeStateStore(FakeReader, FakeSweep):
         now = await self._begin_transaction()
         preview, request = self._held(claim), self._claimed(claim)
         self._free(preview, now)
-        request.state, request.error = RequestState.WAITING, error
+        request.state, request.error = RequestState.WAITING, storable(error)
         request.not_before = now + timedelta(seconds=delay)
         request.attempts -= 0 if counted else 1
         self._record(request.id, claim.token, "given_back", now, counted=counted, delay=delay, error=error)
@@ -148,13 +146,13 @@ class FakeStateStore(FakeReader, FakeSweep):
     async def due_installations(self) -> list[int]:
         """Installations with something to do now."""
         now = await self._begin_transaction()
-        rows = [row for row in self.disk.outbox.values() if (at := _next_at(row)) is not None and at <= now]
+        rows = [row for row in self.disk.outbox.values() if (at := next_at(row)) is not None and at <= now]
         return sorted({self._installation(row) for row in rows})
 
     async def seconds_until_due(self) -> float | None:
         """Until the next row."""
         now = await self._begin_transaction()
-        times = [at for row in self.disk.outbox.values() if (at := _next_at(row)) is not None]
+        times = [at for row in self.disk.outbox.values() if (at := next_at(row)) is not None]
         return max(0.0, (min(times) - now).total_seconds()) if times else None
 
     async def acquire_lane(self, installation_id: int, *, holder: str, seconds: float) -> bool:
@@ -170,14 +168,14 @@ class FakeStateStore(FakeReader, FakeSweep):
         now = await self._begin_transaction()
 
         def rank(row: OutboxRow) -> tuple[int, datetime, int]:
-            at = _next_at(row)
+            at = next_at(row)
             is_outcome = self.disk.requests[row.request_id].state.is_terminal
-            return (2 if _is_verify(row) else 0 if is_outcome else 1), at or NEVER, row.request_id
+            return (2 if is_verify(row) else 0 if is_outcome else 1), at or NEVER, row.request_id
 
         rows = [
             row
             for row in self.disk.outbox.values()
-            if self._installation(row) == installation_id and (at := _next_at(row)) is not None and at <= now
+            if self._installation(row) == installation_id and (at := next_at(row)) is not None and at <= now
         ]
         return [self._item(row) for row in sorted(rows, key=rank)[:limit]]
 
@@ -205,9 +203,15 @@ class FakeStateStore(FakeReader, FakeSweep):
         if item.is_verify:
             if row.version == item.version == row.sent_version:
                 row.verify_at, row.comment_id, row.attempts, row.error = None, comment_id, 0, ""
+                self._told(item, "comment_verified", comment_id, now)
         elif row.sent_version < item.version:
             row.sent_version, row.comment_id, row.attempts, row.error = item.version, comment_id, 0, ""
             row.verify_at = now + timedelta(seconds=self.limits.verify_after_seconds)
+            self._told(item, "comment_written", comment_id, now)
+
+    def _told(self, item: OutboxItem, event: str, comment_id: int, now: datetime) -> None:
+        text = item.notice.state.value
+        self._record(item.notice.request_id, None, event, now, comment_id=comment_id, text=text, version=item.version)
 
     async def postpone(self, item: OutboxItem, *, delay: float, error: str) -> None:
         """Later again."""
@@ -215,7 +219,7 @@ class FakeStateStore(FakeReader, FakeSweep):
         row = self.disk.outbox.get((item.notice.request_id, item.kind))
         if row is None or row.version != item.version:
             return
-        row.attempts, row.error = row.attempts + 1, error
+        row.attempts, row.error = row.attempts + 1, storable(error)
         if item.is_verify:
             row.verify_at = now + timedelta(seconds=delay)
         else:
@@ -340,7 +344,7 @@ class FakeStateStore(FakeReader, FakeSweep):
         if told is None:
             told = is_told(request.message, outcome, preview.state)
         request.state, request.reason, request.finished_at = outcome, reason.value, now
-        request.error = request.error if error is None else error
+        request.error = request.error if error is None else storable(error)
         request.url = url
         self._record(request.id, request.token, "finished", now, outcome=outcome.value, reason=reason.value)
         if not told:
@@ -358,46 +362,12 @@ class FakeStateStore(FakeReader, FakeSweep):
 
     def _item(self, row: OutboxRow) -> OutboxItem:
         return OutboxItem(
-            notice=self._notice(self.disk.requests[row.request_id]),
+            notice=notice_of(self.disk, row.request_id),
             kind=row.kind,
             version=row.version,
             known_comment_id=row.comment_id,
-            is_verify=_is_verify(row),
+            is_verify=is_verify(row),
         )
-
-    def _notice(self, request: RequestRow) -> Notice:
-        message = request.message
-        desired = self.disk.requests[self.disk.previews[message.key].desired_request]
-        is_superseded = request.state is RequestState.SUPERSEDED and desired.id != request.id
-        return Notice(
-            request_id=request.id,
-            key=message.key,
-            repo=message.repo,
-            installation_id=message.installation_id,
-            source=message.effective_source,
-            source_id=message.effective_source_id,
-            action=message.action,
-            comment_id=message.comment_id,
-            commit_sha=message.commit_sha,
-            requested_by=message.requested_by,
-            state=request.state,
-            attempts=request.attempts,
-            reason=request.reason,
-            error=request.error,
-            url=request.url,
-            registered_at=request.registered_at,
-            finished_at=request.finished_at,
-            superseded_by_sha=desired.message.commit_sha if is_superseded else "",
-        )
-
-
-def _is_verify(row: OutboxRow) -> bool:
-    return row.sent_version >= row.version
-
-
-def _next_at(row: OutboxRow) -> datetime | None:
-    """When the row is to be sent or verified; None when it is done for good."""
-    return row.verify_at if _is_verify(row) else row.due_at
 
 
 _claims: type[ClaimStore] = FakeStateStore

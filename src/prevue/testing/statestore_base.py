@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 from prevue.clock import Clock, SystemClock
 from prevue.errors import StateStoreUnavailable
 from prevue.model import PreviewKey
-from prevue.statestore.port import ClaimLimits, RequestView
+from prevue.statestore.port import ClaimLimits
+from prevue.statestore.rules import storable
 from prevue.testing.statestore_disk import LedgerRow, PreviewRow, RequestRow, StateStoreDisk
 
 
@@ -40,7 +41,8 @@ class FakeStore:
         return self.clock.now() + self.disk.offset
 
     def _record(self, request_id: int, token: int | None, event: str, now: datetime, **details: str | float | bool) -> None:
-        self.disk.ledger.append(LedgerRow(request_id, token, event, now, details))
+        kept = {name: storable(value) if isinstance(value, str) else value for name, value in details.items()}
+        self.disk.ledger.append(LedgerRow(request_id, token, event, now, kept))
 
     def _requests_of(self, key: PreviewKey) -> list[RequestRow]:
         return [row for row in self.disk.requests.values() if row.message.key == key]
@@ -48,29 +50,3 @@ class FakeStore:
     def _find(self, repo: str, pr_number: int) -> PreviewRow | None:
         rows = [row for row in self.disk.previews.values() if row.repo.lower() == repo.lower() and row.key.pr_number == pr_number]
         return max(rows, key=lambda row: row.changed_at, default=None)
-
-
-def is_busy(preview: PreviewRow, now: datetime) -> bool:
-    """Somebody holds it, or its Helm may still run."""
-    return preview.lease_until > now or preview.helm_deadline > now
-
-
-def request_view(row: RequestRow) -> RequestView:
-    """For people."""
-    return RequestView(
-        id=row.id,
-        repo=row.message.repo,
-        pr_number=row.message.pr_number,
-        action=row.message.action.value,
-        source=row.message.effective_source.value,
-        state=row.state.value,
-        commit_sha=row.message.commit_sha,
-        requested_by=row.message.requested_by,
-        attempts=row.attempts,
-        token=row.token,
-        reason=row.reason,
-        error=row.error,
-        url=row.url,
-        registered_at=row.registered_at,
-        finished_at=row.finished_at,
-    )

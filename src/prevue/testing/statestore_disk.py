@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from prevue.model import Live, Message, Order, PreviewKey, PreviewState, RequestState
+from prevue.model import Live, Message, Notice, Order, PreviewKey, PreviewState, RequestState
+from prevue.statestore.port import RequestView
 
 NEVER = datetime.min.replace(tzinfo=UTC)
 """`-infinity`: a lease, deadline or delay that is over."""
@@ -94,3 +95,67 @@ class StateStoreDisk:
     offset: timedelta = timedelta()
     outage: bool = False
     """While true, every call fails as if the database were down."""
+
+
+def is_busy(preview: PreviewRow, now: datetime) -> bool:
+    """Lease or Helm's deadline lies ahead."""
+    return preview.lease_until > now or preview.helm_deadline > now
+
+
+def is_verify(row: OutboxRow) -> bool:
+    """The newest text was sent; only the look afterwards is left."""
+    return row.sent_version >= row.version
+
+
+def next_at(row: OutboxRow) -> datetime | None:
+    """When the row is to be sent or verified; None when it is done for good."""
+    return row.verify_at if is_verify(row) else row.due_at
+
+
+def request_view(row: RequestRow) -> RequestView:
+    """For people."""
+    return RequestView(
+        id=row.id,
+        repo=row.message.repo,
+        pr_number=row.message.pr_number,
+        action=row.message.action.value,
+        source=row.message.effective_source.value,
+        state=row.state.value,
+        commit_sha=row.message.commit_sha,
+        requested_by=row.message.requested_by,
+        attempts=row.attempts,
+        token=row.token,
+        reason=row.reason,
+        error=row.error,
+        url=row.url,
+        registered_at=row.registered_at,
+        finished_at=row.finished_at,
+    )
+
+
+def notice_of(disk: StateStoreDisk, request_id: int) -> Notice:
+    """What a status comment says of a request now."""
+    request = disk.requests[request_id]
+    message = request.message
+    desired = disk.requests[disk.previews[message.key].desired_request]
+    is_superseded = request.state is RequestState.SUPERSEDED and desired.id != request.id
+    return Notice(
+        request_id=request.id,
+        key=message.key,
+        repo=message.repo,
+        installation_id=message.installation_id,
+        source=message.effective_source,
+        source_id=message.effective_source_id,
+        action=message.action,
+        comment_id=message.comment_id,
+        commit_sha=message.commit_sha,
+        requested_by=message.requested_by,
+        state=request.state,
+        attempts=request.attempts,
+        reason=request.reason,
+        error=request.error,
+        url=request.url,
+        registered_at=request.registered_at,
+        finished_at=request.finished_at,
+        superseded_by_sha=desired.message.commit_sha if is_superseded else "",
+    )

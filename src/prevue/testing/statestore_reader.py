@@ -5,8 +5,8 @@ from __future__ import annotations
 from prevue.model import RequestState
 from prevue.statestore.port import PreviewReader, PreviewView, RequestView
 from prevue.statestore.rules import SETTLED
-from prevue.testing.statestore_base import FakeStore, request_view
-from prevue.testing.statestore_disk import NEVER, PreviewRow
+from prevue.testing.statestore_base import FakeStore
+from prevue.testing.statestore_disk import NEVER, PreviewRow, request_view
 
 
 class FakeReader(FakeStore):

@@ -7,6 +7,10 @@ from datetime import datetime, timedelta
 from prevue.model import Message, PreviewKey, PreviewState, RequestState, Source
 from prevue.statestore.port import (
     AlarmStore,
+    AuditCase,
+    AuditEvent,
+    Auditor,
+    AuditRequest,
     CursorStore,
     DeadLetterStore,
     JanitorStore,
@@ -15,12 +19,13 @@ from prevue.statestore.port import (
     StandingPreview,
     TokenStore,
 )
-from prevue.testing.statestore_base import FakeStore, is_busy, request_view
-from prevue.testing.statestore_disk import NEVER, PreviewRow
+from prevue.statestore.rules import STATUS
+from prevue.testing.statestore_base import FakeStore
+from prevue.testing.statestore_disk import NEVER, PreviewRow, RequestRow, is_busy, request_view
 
 
 class FakeSweep(FakeStore):
-    """JanitorStore, LeaseStore, CursorStore, TokenStore, AlarmStore and DeadLetterStore."""
+    """JanitorStore, LeaseStore, CursorStore, TokenStore, AlarmStore, DeadLetterStore and Auditor."""
 
     async def standing(self, *, after: PreviewKey | None = None, limit: int) -> list[StandingPreview]:
         """By key."""
@@ -107,6 +112,47 @@ class FakeSweep(FakeStore):
         now = await self._begin_transaction()
         self._record(request_id, None, event, now)
 
+    async def audit_keys(self, *, after: PreviewKey | None = None, limit: int) -> list[PreviewKey]:
+        """By key."""
+        await self._begin_transaction()
+        return [key for key in sorted(self.disk.previews) if after is None or key > after][:limit]
+
+    async def audit(self, key: PreviewKey) -> AuditCase | None:
+        """All of one preview."""
+        now = await self._begin_transaction()
+        row = self.disk.previews.get(key)
+        if row is None:
+            return None
+        requests = sorted(self._requests_of(key), key=lambda one: one.id)
+        ids = {one.id for one in requests}
+        return AuditCase(
+            preview=self._standing(row, now),
+            live=row.live,
+            url=row.url,
+            release=row.releases[0],
+            requests=[self._audit_request(one, now) for one in requests],
+            events=[
+                AuditEvent(request_id=one.request_id, token=one.token, event=one.event, state=str(one.details.get("state", "")))
+                for one in self.disk.ledger
+                if one.request_id in ids
+            ],
+        )
+
+    def _audit_request(self, row: RequestRow, now: datetime) -> AuditRequest:
+        told = self.disk.outbox.get((row.id, STATUS))
+        is_sent = told is not None and told.sent_version >= told.version
+        return AuditRequest(
+            id=row.id,
+            message=row.message,
+            state=row.state,
+            reason=row.reason,
+            token=row.token,
+            age_seconds=(now - (row.finished_at or row.registered_at)).total_seconds(),
+            told_version=None if told is None else told.version,
+            is_sent=is_sent,
+            is_verified=is_sent and told is not None and told.verify_at is None,
+        )
+
     def _standing(self, row: PreviewRow, now: datetime) -> StandingPreview:
         desired = self.disk.requests.get(row.desired_request)
         return StandingPreview(
@@ -128,3 +174,4 @@ _cursors: type[CursorStore] = FakeSweep
 _tokens: type[TokenStore] = FakeSweep
 _alarms: type[AlarmStore] = FakeSweep
 _dead_letters: type[DeadLetterStore] = FakeSweep
+_auditor: type[Auditor] = FakeSweep

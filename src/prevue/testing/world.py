@@ -58,6 +58,7 @@ class FakeDeployer:
     queue: FakeQueue
     helm: FakeHelm
     store: FakeStateStore
+    github: GitHubClient
     rules: Sweeper
     """The sweeper's other rules, under its lease; `rule` runs one turn of one."""
     stop: asyncio.Event = field(default_factory=asyncio.Event)
@@ -229,6 +230,7 @@ class World:
                 queue=queue,
                 helm=helm,
                 store=store,
+                github=github,
                 rules=Sweeper(holder=name, leases=store, rules=rules, lease_seconds=self.limits.lease_seconds),
             )
             try:

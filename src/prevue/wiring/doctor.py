@@ -14,12 +14,13 @@ from typing import Protocol
 
 import msgspec
 
-from prevue.cluster.port import ClusterInspector, Finding
+from prevue.cluster.port import ClusterInspector, Finding, NamespaceList
 from prevue.config import Settings
 from prevue.errors import ConfigError, OutageError, PrevueError
 from prevue.queue.port import Enqueuer
 from prevue.settings import masked_url
 from prevue.settings_check import Process, check
+from prevue.statestore.port import AlarmStore, JanitorStore, TokenStore
 
 CHECK_SECONDS = 30.0
 """Longer than any client's own time-out, so that the client's better error comes first."""
@@ -84,11 +85,28 @@ async def _open_helm(settings: Settings) -> AsyncIterator[HelmProbe]:
         yield helm
 
 
-def _open_cluster(settings: Settings) -> AbstractAsyncContextManager[ClusterInspector]:
+def _open_cluster(settings: Settings) -> AbstractAsyncContextManager[ClusterProbe]:
     from prevue.cluster.kubernetes import KubernetesCluster
 
     # A fence that is required and missing is a line of its own here, not a cluster that cannot be opened.
     return KubernetesCluster.open(msgspec.structs.replace(settings.cluster, require_fence=False))
+
+
+class AlarmProbe(AlarmStore, TokenStore, JanitorStore, Protocol):
+    """What is asked of the statestore."""
+
+
+@asynccontextmanager
+async def _open_store(settings: Settings) -> AsyncIterator[AlarmProbe]:
+    from prevue.statestore.port import ClaimLimits
+    from prevue.statestore.postgres import PostgresStateStore
+
+    async with PostgresStateStore.open(settings.statestore.url, ClaimLimits(), cluster_name=settings.cluster.name) as store:
+        yield store
+
+
+class ClusterProbe(ClusterInspector, NamespaceList, Protocol):
+    """What is asked of the cluster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +117,8 @@ class Neighbours:
     queue: Callable[[Settings], AbstractAsyncContextManager[Enqueuer]] = field(default=_open_queue)
     schema: Callable[[Settings], Awaitable[None]] = field(default=_check_schema)
     helm: Callable[[Settings], AbstractAsyncContextManager[HelmProbe]] = field(default=_open_helm)
-    cluster: Callable[[Settings], AbstractAsyncContextManager[ClusterInspector]] = field(default=_open_cluster)
+    cluster: Callable[[Settings], AbstractAsyncContextManager[ClusterProbe]] = field(default=_open_cluster)
+    store: Callable[[Settings], AbstractAsyncContextManager[AlarmProbe]] = field(default=_open_store)
 
 
 async def examine(
@@ -127,6 +146,7 @@ async def examine(
             ),
             ("Helm", "install Helm 3.18 or newer, or set cluster.helm to its path", lambda: _helm(settings, near)),
             ("cluster", "is cluster.kubeconfig right, and the API server up?", lambda: _cluster(settings, near)),
+            ("requests", "are statestore and cluster up?", lambda: _alarms(settings, near)),
         ]
     for name, next_step, run in checks:
         for line in await _bounded(name, next_step, run):
@@ -195,6 +215,29 @@ async def _cluster(settings: Settings, near: Neighbours) -> list[Line]:
         lines.append(Line(level=Level.OK, name="cluster: rights", text=f"all {len(rights)} that a deployer needs are granted"))
     required = settings.cluster.require_fence
     return lines + [_line(finding, broken=Level.FAIL if required else Level.WARN) for finding in findings if finding.name == "fence"]
+
+
+async def _alarms(settings: Settings, near: Neighbours) -> list[Line]:
+    """The sweeper's rule 6, asked now."""
+    async with near.store(settings) as store, near.cluster(settings) as cluster:
+        seconds = settings.sweeper.overdue_seconds
+        overdue = await store.overdue(older_than_seconds=seconds, limit=1)
+        last = await store.last_token()
+        known = [one for one in await cluster.owned(settings.github.host) if one.fence > last and await store.find(one.key) is not None]
+    lines = [Line(level=Level.OK, name="requests", text=f"none is open for more than {seconds:g} s")]
+    if overdue:
+        one = overdue[0]
+        text = f"request {one.id} of {one.repo}#{one.pr_number} is {one.state} since {one.registered_at:%Y-%m-%d %H:%M}Z; last error: "
+        step = f"`prevue previews show {one.repo} {one.pr_number} --ledger` shows what happened"
+        lines = [Line(level=Level.WARN, name="requests", text=text + (one.error.partition("\n")[0] or "none"), next_step=step)]
+    if known:
+        highest = max(known, key=lambda one: one.fence)
+        text = f"the last token is {last}, and {highest.name} bears {highest.fence}: the database was restored"
+        return [
+            *lines,
+            Line(level=Level.FAIL, name="tokens", text=text, next_step="start a deployer: it raises the sequence before it claims"),
+        ]
+    return [*lines, Line(level=Level.OK, name="tokens", text=f"the last one, {last}, is not below any preview's fence")]
 
 
 def _line(finding: Finding, *, broken: Level = Level.FAIL) -> Line:

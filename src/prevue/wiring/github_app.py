@@ -27,6 +27,7 @@ from prevue.github_app.acknowledge import Acknowledger
 from prevue.github_app.asgi import create_app
 from prevue.github_app.budget import Budget
 from prevue.telemetry import Log, configure_logging, get_logger
+from prevue.wiring.http_server import http_protocol
 from prevue.wiring.queues import open_enqueuer
 
 REQUESTS_GRACE_SECONDS: Final = 12
@@ -83,6 +84,8 @@ async def serve(settings: Settings) -> None:
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
+                http=http_protocol(),
+                proxy_headers=False,  # nobody's address is asked for; the signature says who it is
                 lifespan="off",
                 ws="none",
                 access_log=False,

@@ -33,7 +33,8 @@ def remove_cluster(folder: StateFolder, *, keep_logs: bool = False) -> None:
     _end_processes(folder)
     _remove_cgroups(folder)
     _unmount(folder.root)
-    network.remove(layout)
+    if layout is not None:  # without one we never touched the network, and the chains there are somebody else's
+        network.remove(layout)
     _remove_traces_elsewhere(folder)
     kept = {folder.users_lock.name, folder.daemon_lock.name} | ({folder.logs.name, folder.record.name} if keep_logs else set())
     for path in folder.root.iterdir():
@@ -63,17 +64,7 @@ def _end_processes(folder: StateFolder) -> None:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        _reap()
         time.sleep(0.05)
-
-
-def _reap() -> None:
-    """Collect our own ended children; a zombie would look alive."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        return
 
 
 def _contained_pids(folder: StateFolder) -> set[int]:
@@ -97,7 +88,7 @@ def mounts_below(root: Path) -> list[Path]:
         path = Path(line.split()[4].encode().decode("unicode_escape"))
         if path.is_relative_to(root):
             found.append(path)
-    return found[::-1]
+    return sorted(found, key=lambda path: -len(path.parts))
 
 
 def _unmount(root: Path) -> None:

@@ -21,8 +21,8 @@ class ExternalCluster:
         """
         Args:
             kubeconfig: the file; its current context is used, since the user named this file.
-            image_loader: a command that gets a docker-archive's path as its last argument, such as
-                `kind load image-archive`. None where no image has to be loaded.
+            image_loader: a command that gets a docker-archive's path where it says `{archive}`, else as its last argument,
+                such as `kind load image-archive`. None where no image has to be loaded.
         """
         if not kubeconfig.is_file():
             raise LocalClusterError(f"--kubeconfig {kubeconfig}: there is no such file (kind writes one by `kind get kubeconfig > FILE`)")
@@ -46,7 +46,9 @@ class ExternalCluster:
             raise LocalClusterError(
                 "this cluster has no image loader: name a command with --image-loader, such as 'kind load image-archive'"
             )
-        command = [*self.image_loader, str(archive)]
+        command = [word.replace("{archive}", str(archive)) for word in self.image_loader]
+        if command == self.image_loader:
+            command.append(str(archive))
         try:
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=LOAD_SECONDS, stdin=subprocess.DEVNULL)
         except subprocess.CalledProcessError as error:

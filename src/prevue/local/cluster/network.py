@@ -21,6 +21,7 @@ from prevue.local.cluster.state import Layout, boot_id
 NODE_LINK = "prevue0"
 COMMENT = "prevue-local-cluster"
 KUBERNETES_CHAIN = re.compile(r"^:((?:KUBE|CNI)-[A-Z0-9-]+) ")
+JUMP_TO_KUBERNETES = re.compile(r"^-A (?!KUBE-|CNI-)\S+ .*-j (KUBE|CNI)-")
 TABLES = ("iptables", "ip6tables")
 FORWARDING = ("net/ipv4/ip_forward", "net/ipv4/conf/all/route_localnet")
 PORTS = range(20000, 29000)
@@ -65,15 +66,14 @@ def prepare(layout: Layout) -> None:
         _run(["iptables", "-w", "10", *rule])
 
 
-def remove(layout: Layout | None) -> None:
+def remove(layout: Layout) -> None:
     """Take away what `prepare`, kube-proxy and the network plugins put there."""
     for program in TABLES:
         _remove_own_rules(program)
         _remove_chains(program)
     subprocess.run(["ip", "link", "delete", NODE_LINK], capture_output=True, check=False)
-    if layout is not None:
-        for name, value in layout.forwarding.items():
-            Path("/proc/sys", name).write_text(value)
+    for name, value in layout.forwarding.items():
+        Path("/proc/sys", name).write_text(value)
 
 
 def _own_rules(layout: Layout) -> list[list[str]]:
@@ -151,20 +151,30 @@ def _remove_own_rules(program: str) -> None:
 
 
 def _remove_chains(program: str) -> None:
-    """One transaction a table: jumps out of the built-in chains, then the chains. Lines of others are not mentioned."""
-    tables: dict[str, list[str]] = {}
-    table = ""
-    for line in _save(program):
+    for script in removal_scripts(_save(program)):
+        command = [f"{program}-restore", "-w", "10", "--noflush"]
+        subprocess.run(command, input=script, text=True, capture_output=True, check=False)
+
+
+def removal_scripts(saved: list[str]) -> list[str]:
+    """From what `iptables-save` printed: one transaction a table that removes Kubernetes' chains and the jumps to them.
+
+    Lines of others are not mentioned, so they stay whatever they have become meanwhile.
+    """
+    scripts = []
+    table, jumps, chains = "", list[str](), list[str]()
+    for line in saved:
         if line.startswith("*"):
-            table = line[1:]
+            table, jumps, chains = line[1:], [], []
         elif match := KUBERNETES_CHAIN.match(line):
-            tables.setdefault(table, []).insert(0, f":{match[1]} - [0:0]")
-        elif re.match(r"^-A (?!KUBE-|CNI-)\S+ .*-j (KUBE|CNI)-", line):
-            tables.setdefault(table, []).append(f"-D {line[3:]}")
-    for name, lines in tables.items():
-        chains = [line.split()[0][1:] for line in lines if line.startswith(":")]
-        script = "\n".join([f"*{name}", *lines, *(f"-X {chain}" for chain in chains), "COMMIT", ""])
-        subprocess.run([f"{program}-restore", "-w", "10", "--noflush"], input=script, text=True, capture_output=True, check=False)
+            chains.append(match[1])
+        elif JUMP_TO_KUBERNETES.match(line):
+            jumps.append(f"-D {line[3:]}")
+        elif line == "COMMIT" and chains:
+            emptied = [f":{chain} - [0:0]" for chain in chains]
+            removed = [f"-X {chain}" for chain in chains]
+            scripts.append("\n".join([f"*{table}", *emptied, *jumps, *removed, "COMMIT", ""]))
+    return scripts
 
 
 def _run(command: list[str]) -> str:

@@ -133,7 +133,7 @@ def is_static_executable(path: Path) -> bool:
     program_headers, size, count = *struct.unpack_from("<Q", data, 32), *struct.unpack_from("<HH", data, 54)
     for index in range(count):
         offset = program_headers + index * size
-        if offset + 4 > len(data) or struct.unpack_from("<I", data, offset)[0] == 3:  # PT_INTERP
+        if offset + 56 > len(data) or struct.unpack_from("<I", data, offset)[0] == 3:  # PT_INTERP
             return False
     return True
 

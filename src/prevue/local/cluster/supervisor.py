@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,7 +94,7 @@ class Supervisor:
         return next((name for name, running in self._running.items() if running.failures >= failures_min), None)
 
     def stop(self, name: str) -> None:
-        """End one process and do not start it again; its end is not waited for."""
+        """End one process and do not start it again."""
         running = self._running.pop(name, None)
         if running is not None and running.is_alive:
             os.kill(running.pid, signal.SIGKILL)
@@ -125,17 +125,19 @@ class Supervisor:
         return child
 
 
-def owned_pids(root: Path) -> Iterator[int]:
+def owned_pids(root: Path) -> list[int]:
     """The processes that belong to the cluster of this state folder, their children included."""
     mark = f"{OWNER}={root}".encode()
-    for entry in os.scandir("/proc"):
-        if entry.name.isdecimal():
+    found = []
+    for name in os.listdir("/proc"):  # noqa: PTH208 — thousands of entries: names are enough
+        if name.isdecimal():
             try:
-                environ = Path(entry.path, "environ").read_bytes()
+                environ = Path("/proc", name, "environ").read_bytes()
             except OSError:
                 continue  # it has just ended
             if mark in environ.split(b"\0"):
-                yield int(entry.name)
+                found.append(int(name))
+    return found
 
 
 def is_running(pid: int, program: str) -> bool:

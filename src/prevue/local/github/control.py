@@ -100,6 +100,12 @@ class AddFault(msgspec.Struct, forbid_unknown_fields=True):
     headers: dict[str, str] = {}
 
 
+class LoseWebhooks(msgspec.Struct, forbid_unknown_fields=True):
+    """`POST /_local/webhooks/lose`: the next happenings make no delivery; 0: none is lost any more."""
+
+    times: Annotated[int, msgspec.Meta(ge=0)] = 1
+
+
 class SetLimits(msgspec.Struct, forbid_unknown_fields=True):
     """`POST /_local/limits`; null switches a limit off, an absent one stays as it is."""
 
@@ -347,6 +353,10 @@ def _fault_routes(desk: Desk) -> list[Route]:
         github.faults.clear()
         return Response(status_code=204)
 
+    async def lose_webhooks(request: Request) -> Response:
+        github.webhooks.losses = (await read_form(request, LoseWebhooks)).times
+        return Response(status_code=204)
+
     async def set_limits(request: Request) -> Response:
         form, limits = await read_form(request, SetLimits), github.rate_limits.limits
         for name in form.__struct_fields__:
@@ -359,6 +369,7 @@ def _fault_routes(desk: Desk) -> list[Route]:
         Route("/faults", add_fault, methods=["POST"]),
         Route("/faults", list_faults, methods=["GET"]),
         Route("/faults", clear_faults, methods=["DELETE"]),
+        Route("/webhooks/lose", lose_webhooks, methods=["POST"]),
         Route("/limits", set_limits, methods=["POST"]),
     ]
 

@@ -33,7 +33,7 @@ from prevue.model import (
 from prevue.statestore.port import Began, ClaimLimits, Dead, Done, Granted, InProgress, Later, NewerDesired, Superseded, Verdict
 from prevue.statestore.postgres.database import Database
 from prevue.statestore.postgres.tables import ledger, outbox, preview, request
-from prevue.statestore.rules import STATUS, is_told
+from prevue.statestore.rules import STATUS, is_told, storable
 
 NEVER: ColumnElement[Any] = literal_column("'-infinity'::timestamptz")
 NOW = func.clock_timestamp()
@@ -157,7 +157,7 @@ class PostgresClaims:
                 values["expires_at"] = NOW + timedelta(seconds=finish.ttl_seconds) if finish.ttl_seconds > 0 else None
             await _free(connection, claim, values)
             ended = update(request).values(
-                state=finish.outcome.value, reason=finish.reason.value, error=finish.error, url=finish.url, finished_at=NOW
+                state=finish.outcome.value, reason=finish.reason.value, error=storable(finish.error), url=finish.url, finished_at=NOW
             )
             # The token alone is not enough: a request that ended under it stays as it ended.
             if (await connection.execute(ended.where(_claimed(claim)))).rowcount != 1:
@@ -172,7 +172,7 @@ class PostgresClaims:
             state=RequestState.WAITING.value,
             not_before=NOW + timedelta(seconds=delay),
             attempts=request.c.attempts - (0 if counted else 1),
-            error=error,
+            error=storable(error),
         )
         async with self._database.transaction() as connection:
             await _free(connection, claim, {})
@@ -245,6 +245,7 @@ async def _tell(connection: AsyncConnection, claim: Claim) -> None:
 
 async def _record(connection: AsyncConnection, claim: Claim, event: str, **details: str | float | bool) -> None:
     """One row of the ledger."""
+    details = {name: storable(value) if isinstance(value, str) else value for name, value in details.items()}
     await connection.execute(insert(ledger).values(request_id=claim.request_id, token=claim.token, event=event, details=details))
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from prevue.errors import StateStoreUnavailable
-from prevue.postgres import APPLICATION_NAME, CONNECT_SECONDS_MAX, check_url, open_pool, outages_as, sqlalchemy_url
+from prevue.postgres import APPLICATION_NAME, CONNECT_SECONDS_MAX, FairPool, check_url, open_pool, outages_as, sqlalchemy_url
 
 STATEMENT_SECONDS_MAX = 10.0
 """Of any statement but a heartbeat's, the wait for a row lock included; each takes milliseconds."""
@@ -29,7 +29,7 @@ TRANSACTION_CONNECTIONS, CLAIM_CONNECTIONS, HEARTBEAT_CONNECTIONS = 6, 4, 2
 class Database:
     """The connections, and the ways to use them."""
 
-    def __init__(self, engine: AsyncEngine, claims: Any, heartbeats: Any, *, heartbeat_seconds_max: float) -> None:
+    def __init__(self, engine: AsyncEngine, claims: FairPool, heartbeats: FairPool, *, heartbeat_seconds_max: float) -> None:
         self._transactions = engine
         # A lone statement commits by itself: BEGIN and COMMIT would be two more round trips.
         self._statements = engine.execution_options(isolation_level="AUTOCOMMIT")

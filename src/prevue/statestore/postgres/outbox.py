@@ -5,14 +5,15 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, select, union, update
+from sqlalchemy import ColumnElement, and_, func, insert, select, union, update
 
 from prevue.model import Message, Notice, RequestState, decode_message
 from prevue.statestore.port import ClaimLimits, OutboxItem
 from prevue.statestore.postgres.claims import NOW
 from prevue.statestore.postgres.database import Database
 from prevue.statestore.postgres.sweep import PostgresSweep
-from prevue.statestore.postgres.tables import outbox, preview, request
+from prevue.statestore.postgres.tables import ledger, outbox, preview, request
+from prevue.statestore.rules import storable
 
 _OPEN = (RequestState.WAITING.value, RequestState.CLAIMED.value)
 # Written as the partial indexes are, so that the planner sees that they fit.
@@ -77,7 +78,7 @@ class PostgresOutbox(PostgresSweep):
             return float(result.scalar_one())
 
     async def sent(self, item: OutboxItem, *, comment_id: int) -> None:
-        """Only upwards: a drainer that was overtaken marks nothing."""
+        """Only upwards: a drainer that was overtaken marks nothing. What was told stands in the ledger, once a version."""
         values: dict[str, Any] = {"comment_id": comment_id, "attempts": 0, "error": ""}
         statement = update(outbox).where(_row(item))
         if item.is_verify:
@@ -86,8 +87,12 @@ class PostgresOutbox(PostgresSweep):
             verify_at = NOW + timedelta(seconds=self._limits.verify_after_seconds)
             statement = statement.where(outbox.c.sent_version < item.version)
             statement = statement.values(**values, sent_version=item.version, verify_at=verify_at)
-        async with self._database.statement() as connection:
-            await connection.execute(statement)
+        async with self._database.transaction() as connection:
+            marked = (await connection.execute(statement)).rowcount
+            if marked:
+                event = "comment_verified" if item.is_verify else "comment_written"
+                details = {"comment_id": comment_id, "text": item.notice.state.value, "version": item.version}
+                await connection.execute(insert(ledger).values(request_id=item.notice.request_id, event=event, details=details))
 
     async def postpone(self, item: OutboxItem, *, delay: float, error: str) -> None:
         """A newer version is not held back by the failure of an older one."""
@@ -96,7 +101,7 @@ class PostgresOutbox(PostgresSweep):
         statement = (
             update(outbox)
             .where(_row(item), outbox.c.version == item.version)
-            .values({column: later, "attempts": outbox.c.attempts + 1, "error": error})
+            .values({column: later, "attempts": outbox.c.attempts + 1, "error": storable(error)})
         )
         async with self._database.statement() as connection:
             await connection.execute(statement)

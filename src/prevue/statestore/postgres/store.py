@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from prevue.clock import Clock, SystemClock
 from prevue.statestore.port import (
     AlarmStore,
+    Auditor,
     ClaimLimits,
     ClaimStore,
     CursorStore,
@@ -19,13 +20,14 @@ from prevue.statestore.port import (
     SweepStore,
     TokenStore,
 )
+from prevue.statestore.postgres.audit import PostgresAudit
 from prevue.statestore.postgres.claims import PostgresClaims
 from prevue.statestore.postgres.database import Database
 from prevue.statestore.postgres.outbox import PostgresOutbox
 from prevue.statestore.postgres.reader import PostgresReader
 
 
-class PostgresStateStore(PostgresClaims, PostgresOutbox, PostgresReader):
+class PostgresStateStore(PostgresClaims, PostgresOutbox, PostgresReader, PostgresAudit):
     """Every protocol of the port."""
 
     def __init__(self, database: Database, limits: ClaimLimits, cluster_name: str, clock: Clock) -> None:
@@ -55,3 +57,4 @@ _cursors: type[CursorStore] = PostgresStateStore
 _tokens: type[TokenStore] = PostgresStateStore
 _alarms: type[AlarmStore] = PostgresStateStore
 _dead_letters: type[DeadLetterStore] = PostgresStateStore
+_auditor: type[Auditor] = PostgresStateStore

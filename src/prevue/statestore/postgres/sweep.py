@@ -28,7 +28,7 @@ class PostgresSweep:
     async def standing(self, *, after: PreviewKey | None = None, limit: int) -> list[StandingPreview]:
         """By the partial index, page after page."""
         key = tuple_(preview.c.github_host, preview.c.repository_id, preview.c.pr_number)
-        statement = _standing().where(_STANDS)
+        statement = standing_columns().where(_STANDS)
         if after is not None:
             statement = statement.where(key > tuple_(*after, types=[column.type for column in key.clauses]))
         statement = statement.order_by(preview.c.github_host, preview.c.repository_id, preview.c.pr_number).limit(limit)
@@ -36,7 +36,7 @@ class PostgresSweep:
 
     async def find(self, key: PreviewKey) -> StandingPreview | None:
         """By the primary key."""
-        statement = _standing().where(
+        statement = standing_columns().where(
             preview.c.github_host == key.github_host,
             preview.c.repository_id == key.repository_id,
             preview.c.pr_number == key.pr_number,
@@ -47,12 +47,12 @@ class PostgresSweep:
     async def expired(self, *, limit: int) -> list[StandingPreview]:
         """By their own partial index."""
         is_due = and_(preview.c.expires_at.is_not(None), _STANDS, preview.c.expires_at <= NOW)
-        statement = _standing().where(is_due, _IS_IDLE).order_by(preview.c.expires_at).limit(limit)
+        statement = standing_columns().where(is_due, _IS_IDLE).order_by(preview.c.expires_at).limit(limit)
         return await self._standing_rows(statement)
 
     async def _standing_rows(self, statement: Any) -> list[StandingPreview]:
         async with self._database.statement() as connection:
-            return [_standing_preview(row) for row in (await connection.execute(statement)).mappings()]
+            return [standing_preview(row) for row in (await connection.execute(statement)).mappings()]
 
     async def is_registered(self, key: PreviewKey, source: Source, source_id: str) -> bool:
         """By the unique index."""
@@ -143,8 +143,10 @@ _IS_IDLE = and_(
 )
 
 
-def _standing() -> Any:
+def standing_columns(*more: Any) -> Any:
+    """What `standing_preview` reads, and `more`."""
     return select(
+        *more,
         preview.c.github_host,
         preview.c.repository_id,
         preview.c.pr_number,
@@ -161,7 +163,8 @@ def _standing() -> Any:
     ).select_from(preview.outerjoin(request, request.c.id == preview.c.desired_request))
 
 
-def _standing_preview(row: Any) -> StandingPreview:
+def standing_preview(row: Any) -> StandingPreview:
+    """A row of `standing_columns`."""
     return StandingPreview(
         key=PreviewKey(row["github_host"], row["repository_id"], row["pr_number"]),
         repo=row["repo"],

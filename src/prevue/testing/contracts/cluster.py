@@ -26,6 +26,7 @@ class ClusterContract:
         higher = await raised(world, key, 7)
         assert first.uid == again.uid == higher.uid
         assert (first.token, higher.token) == (5, 7)
+        assert (first.created, again.created, higher.created) == (True, False, False)
         assert higher.resource_version != first.resource_version
 
     async def test_lower_token_is_stale(self, world: World) -> None:

@@ -31,8 +31,6 @@ from prevue.testing.contracts.worlds import RELEASE, FullCluster, World, labels,
 
 IMAGE = "prevue.test/web:1"
 KINDS = "configmaps,secrets,services,deployments,jobs"
-START_SECONDS = 3600
-"""The first run on a machine builds the cluster's programs."""
 
 
 class LiveCluster:
@@ -40,6 +38,8 @@ class LiveCluster:
 
     def __init__(self, handle: local_cluster.Cluster, folder: Path) -> None:
         self.handle = handle
+        self.helm = os.environ.get("PREVUE_TEST_HELM") or str(handle.helm)
+        """Another Helm for the same tests: 3.18, say."""
         self.folder = folder
         self.kubeconfig = folder / "deployer.yaml"
         self.chart = folder / "chart"
@@ -171,7 +171,7 @@ class LiveWorld:
 
     def helm_pids(self) -> list[int]:
         """Wrappers and Helms below this process, as /proc knows them; a wrapper before its Helm."""
-        return _descendants(os.getpid(), str(self.live.handle.helm))
+        return _descendants(os.getpid(), self.live.helm)
 
 
 def _descendants(pid: int, program: str) -> list[int]:
@@ -203,7 +203,7 @@ def live_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveClust
 async def live_world(live_cluster: LiveCluster) -> AsyncIterator[LiveWorld]:
     """A worker's backends, for one test."""
     async with AsyncExitStack() as stack:
-        helm = await stack.enter_async_context(HelmCommand.open(str(live_cluster.handle.helm)))
+        helm = await stack.enter_async_context(HelmCommand.open(live_cluster.helm))
         cluster = await stack.enter_async_context(KubernetesCluster.open(ClusterSettings(kubeconfig=str(live_cluster.kubeconfig))))
         probe = await stack.enter_async_context(HttpProbe.open())
         yield LiveWorld(live_cluster, helm, cluster, probe)

@@ -221,6 +221,7 @@ class OutboxContract:
             [outcome] = await due_items(store)
             assert (outcome.version, outcome.is_verify) == (2, False)
             await store.sent(outcome, comment_id=55)
+            await store.sent(verify, comment_id=54)  # and once more, after the newer text was sent
             await harness.let_time_pass(LIMITS.verify_after_seconds + 1)
             assert [item.is_verify for item in await due_items(store)] == [True]
 

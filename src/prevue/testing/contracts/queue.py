@@ -81,14 +81,14 @@ def command(number: int, **changes: object) -> Message:
 class Recorder:
     """A handler that remembers what it saw and answers with the next of its answers, `Done` after the last."""
 
-    def __init__(self, *answers: Settlement | Exception) -> None:
+    def __init__(self, *answers: Settlement | BaseException) -> None:
         self.seen: list[Message] = []
         self._answers = list(answers)
 
     async def __call__(self, message: Message) -> Settlement:
         self.seen.append(message)
         answer = self._answers.pop(0) if self._answers else Done()
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
@@ -221,8 +221,9 @@ class QueueContract:
             await queue.enqueue(command(1))
             await eventually(lambda: len(recorder.seen) == 2)
 
-    async def test_message_of_a_failing_handler_comes_back_and_others_go_on(self, harness: QueueHarness) -> None:
-        recorder = Recorder(RuntimeError("handler failed"))
+    @pytest.mark.parametrize("failure", [RuntimeError("failed"), asyncio.CancelledError()], ids=["raises", "cancelled inside"])
+    async def test_message_of_a_failing_handler_comes_back_and_others_go_on(self, harness: QueueHarness, failure: BaseException) -> None:
+        recorder = Recorder(failure)
         async with harness.open() as queue, running(queue, recorder):
             await queue.enqueue(command(1))
             await eventually(lambda: recorder.seen)

@@ -384,6 +384,18 @@ class ClaimContract:
             }
             assert (rows[2]["attempt"], rows[4]["outcome"]) == (2, "superseded")
 
+    async def test_text_that_no_database_holds_ends_nothing(self, harness: StateStoreHarness) -> None:
+        """The last log lines of a pod may hold NULs, and half a character where they were cut."""
+        wild = "exit\x00 1 \ud800."
+        async with harness.open() as store:
+            await store.give_back(await claim_of(store, command(1)), delay=0, counted=True, error=wild)
+            claim = await claim_of(store, command(1))
+            await store.note(claim, "log", {"line": wild})
+            await store.finish(claim, lifecycle.failed(Reason.NOT_READY, wild, began=False))
+            view = await store.preview("acme/hello", 1)
+            assert view is not None
+            assert view.error == "exit 1 ?."
+
     async def test_outage_is_said(self, harness: StateStoreHarness) -> None:
         async with harness.open() as store:
             claim = await claim_of(store, command(1))

@@ -11,6 +11,7 @@ import msgspec
 from prevue.model import Action, Claim, Live, Message, Source, format_time, idempotency_key
 from prevue.statestore.port import (
     AlarmStore,
+    Auditor,
     ClaimLimits,
     ClaimStore,
     CursorStore,
@@ -46,6 +47,7 @@ class Store(
     TokenStore,
     AlarmStore,
     DeadLetterStore,
+    Auditor,
     PreviewReader,
     Protocol,
 ):

@@ -257,3 +257,36 @@ class SweepContract:
             await claim_of(store, command(4, pr_number=4))
             assert [one.requested_by for one in await store.overdue(older_than_seconds=60, limit=1)] == ["writer"]
             assert [one.pr_number for one in await store.overdue(older_than_seconds=60, limit=10)] == [2, 2]
+
+    # -- audit ---------------------------------------------------------------------------------------------------------------------------
+
+    async def test_audit_has_all_of_a_preview(self, harness: StateStoreHarness) -> None:
+        async with harness.open() as store:
+            claim = await claim_of(store, command(1))
+            await store.begin(claim, preview_state=PreviewState.DEPLOYING, deadline_seconds=1)
+            await store.finish(claim, lifecycle.deployed(live_of(claim), "http://x/"))
+            await claim_of(store, command(2))
+            await deployed(store, 3, pr_number=3)
+            case = await store.audit(claim.key)
+            assert case is not None
+            assert (case.live, case.url, case.release) == (live_of(claim), "http://x/", "preview-pr-1")
+            assert (case.preview.order, case.preview.is_idle, case.preview.namespace) == (command(2).order, False, claim.namespace)
+            first, second = case.requests
+            assert (first.message, first.state, first.reason, first.token) == (command(1), RequestState.DEPLOYED, "ready", claim.token)
+            assert (first.told_version, first.is_sent, second.state) == (2, False, RequestState.CLAIMED)
+            events = [(one.event, one.token, one.state) for one in case.events if one.request_id == first.id]
+            assert events[0] == ("registered", None, "")
+            assert ("began", claim.token, "deploying") in events
+            for item in await due_items(store):
+                await store.sent(item, comment_id=9)
+            case = await store.audit(claim.key)
+            assert case is not None
+            assert (case.requests[0].is_sent, case.requests[0].is_verified) == (True, False)
+
+    async def test_audit_goes_through_all_previews(self, harness: StateStoreHarness) -> None:
+        async with harness.open() as store:
+            assert await store.audit(command(1).key) is None
+            keys = [(await deployed(store, number, pr_number=number)).key for number in (1, 2, 3)]
+            await store.finish(await claim_of(store, close(99, pr_number=2)), TORN_DOWN)
+            assert await store.audit_keys(limit=2) == keys[:2]
+            assert await store.audit_keys(after=keys[1], limit=2) == keys[2:]

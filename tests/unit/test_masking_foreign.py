@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prevue.redact import cut, without_secrets
+from prevue.masking import cut, without_secrets
 
 
 @pytest.mark.parametrize(
