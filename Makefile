@@ -8,8 +8,10 @@ UV := scripts/uv
 RUN := $(UV) run --no-sync
 BURST ?=
 PYTEST_ARGS ?=
+SEEDS ?= 20000
+PROCESSES ?= 2
 
-.PHONY: help sync demo test check format-check lint types contracts fmt unit bench-burst bench-webhook docs github-description clean
+.PHONY: help sync demo test check format-check lint types contracts fmt unit bench-burst bench-webhook docs github-description clean simulate simulate-bugs simulate-crashes
 
 help: ## Print these targets
 	@printf 'Prevue: a running preview on Kubernetes for every GitHub pull request.\n\n'
@@ -61,3 +63,12 @@ github-description: sync ## Fetch GitHub's published description again and prune
 clean: ## Remove what the commands above made in this folder (not the shared cache of built programs)
 	@rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist bench/results
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+simulate: sync ## SEEDS=20000 simulated worlds on 2 processes: violations, faults by kind, the command that replays each failure
+	@$(RUN) python -m tests.simulation --processes $(PROCESSES) run --seeds $(SEEDS)
+
+simulate-bugs: sync ## Look for every planted bug; writes the table of docs/simulation.md
+	@$(RUN) python -m tests.simulation --processes $(PROCESSES) bugs
+
+simulate-crashes: sync ## Kill at every await of the happy path, then at every second one, too: all pairs
+	@$(RUN) python -m tests.simulation --processes $(PROCESSES) crashes --double

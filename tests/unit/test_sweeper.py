@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from prevue.github.comments import RefusalReason, refusal
 from prevue.lifecycle import Reason
-from prevue.model import Message, PreviewState, RequestState, Source
+from prevue.model import Message, PreviewState, RequestState, Source, comment_marker
+from prevue.sweeper.run import Rule, Sweeper
 from prevue.testing.clock import FakeClock
-from prevue.testing.cluster import Rule
+from prevue.testing.cluster import Rule as ClusterRule
 from prevue.testing.github.records import DeliveryResponse, Fault
 from prevue.testing.statestore_disk import RequestRow
 from prevue.testing.world import REPO, FakeDeployer, World, eventually
@@ -342,6 +344,26 @@ async def test_refused_command_is_told_once_and_not_asked_about_again(world: Wor
     assert world.queue.entries == []
 
 
+async def test_command_that_was_refused_does_not_come_back_when_its_asker_may(
+    world: World, deployer: FakeDeployer, clock: FakeClock
+) -> None:
+    """Another process told the refusal: its comment is all that is known of it here."""
+    number = world.open_pull_request()
+    command = world.command(number, user="reader")
+    body = refusal(
+        marker=comment_marker(command.key, Source.COMMENT, command.source_id),
+        requested_by="reader",
+        reason=RefusalReason.PERMISSION,
+        detail="read",
+    )
+    repository, issue, _ = world.github.pull(REPO, number)
+    world.github.write_comment(repository, issue, world.github.app.bot, body, via_app=True)
+    world.github.set_permission(REPO, "reader", "write")
+    clock.advance(60)
+    assert await deployer.rule("comments") == 0
+    assert world.queue.messages() == []
+
+
 async def test_command_is_found_again_where_github_did_not_answer(world: World, deployer: FakeDeployer, clock: FakeClock) -> None:
     number = world.open_pull_request()
     world.command(number)
@@ -454,6 +476,20 @@ async def test_rule_that_fails_stops_no_other_and_is_tried_again(tmp_path: Path)
         message = world.command(number)
         await deployer.worker.handle(message)
         world.github.close_pull_request(REPO, number)
-        world.cluster.rules.append(Rule(what="unavailable", times=2))
+        world.cluster.rules.append(ClusterRule(what="unavailable", times=2))
         deployer.start()
         await eventually(lambda: world.cluster.namespaces == {})
+
+
+async def test_stop_ends_rules_whose_turns_do_not_wait(world: World, deployer: FakeDeployer) -> None:
+    """GitHub's cached error, say, is raised without an await: the rule must not keep the loop for itself."""
+
+    async def at_once() -> int:
+        return 0
+
+    stop = asyncio.Event()
+    rule = Rule(name="at-once", interval_seconds=0.01, sweep=at_once)
+    running = asyncio.create_task(Sweeper(holder="one", leases=deployer.store, rules=[rule], lease_seconds=0.3).run(stop))
+    await asyncio.sleep(0.05)
+    stop.set()
+    await asyncio.wait_for(running, 2)

@@ -17,6 +17,9 @@ DETAILS_CHARACTERS_MAX = 6_000
 """Log lines and error text in a comment; more belongs into the logs."""
 
 
+_REFUSED = "**Preview not started**"
+
+
 class RefusalReason(StrEnum):
     """Why the App refused a command at receipt."""
 
@@ -48,7 +51,13 @@ def refusal(*, marker: str, requested_by: str, reason: RefusalReason, detail: st
         case RefusalReason.FORK:
             text = f"{who}, this pull request comes from a fork. Previews of forks are off."
             step = "Push the branch to this repository, then comment `/preview` on its pull request."
-    return _body(marker, "**Preview not started**", text, f"> {step}")
+    return _body(marker, _REFUSED, text, f"> {step}")
+
+
+def refused_marker(body: str) -> str:
+    """The marker of a comment that says why a command was refused; empty: it is another one."""
+    marker, _, rest = body.partition("\n\n")
+    return marker if rest.startswith(_REFUSED) else ""
 
 
 def status(notice: Notice) -> str:

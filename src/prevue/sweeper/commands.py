@@ -15,8 +15,9 @@ import structlog
 from prevue.clock import Clock
 from prevue.commands import parse
 from prevue.errors import GitHubUnavailable, PermanentError
+from prevue.github.comments import refused_marker
 from prevue.github.port import FoundComment, Repositories, Repository
-from prevue.model import PreviewKey, Source
+from prevue.model import PreviewKey, Source, comment_marker
 from prevue.statestore.port import CursorStore, JanitorStore
 from prevue.sweeper.found import AcceptCommand, Answer, FoundCommand
 from prevue.sweeper.repositories import KnownRepositories
@@ -81,10 +82,13 @@ class CommandScan:
         stored = await self._cursors.cursor(name)
         begin = datetime.fromisoformat(stored) if stored else self._clock.now() - LOOK_BACK
         reached, taken = begin, 0
-        for comment in await self._github.comments_since(repository.installation_id, repository.full_name, begin - OVERLAP):
+        comments = await self._github.comments_since(repository.installation_id, repository.full_name, begin - OVERLAP)
+        # Who was refused has an answer: a pull request that is reopened, or a right that is given since, does not bring the command back.
+        refused = {refused_marker(comment.body) for comment in comments if comment.is_bot}
+        for comment in comments:
             if (self._clock.now() - comment.updated_at).total_seconds() < AGE_SECONDS:
                 break
-            if await self._is_new_command(repository, comment):
+            if await self._is_new_command(repository, comment, refused):
                 answer = await self._accept(_command(repository, comment))
                 log.info("a command that no delivery brought", action="command_found", repo=repository.full_name, answer=answer)
                 if answer is Answer.LATER:
@@ -97,7 +101,7 @@ class CommandScan:
             await self._cursors.set_cursor(name, reached.isoformat())
         return taken
 
-    async def _is_new_command(self, repository: Repository, comment: FoundComment) -> bool:
+    async def _is_new_command(self, repository: Repository, comment: FoundComment, refused: set[str]) -> bool:
         """As the App would see its webhook: no bots, no edits, the bare command; and not known yet."""
         if comment.is_bot or comment.is_edited or comment.id in self._refused:
             return False
@@ -105,6 +109,8 @@ class CommandScan:
         if command is None or command.words:
             return False
         key = PreviewKey(self._github_host, repository.id, comment.pr_number)
+        if comment_marker(key, Source.COMMENT, str(comment.id)) in refused:
+            return False
         return not await self._store.is_registered(key, Source.COMMENT, str(comment.id))
 
     def _remember(self, comment_id: int) -> None:

@@ -72,7 +72,8 @@ class Sweeper:
             await _pause(stop, self._lease_seconds / 3)
 
     async def _run_rule(self, rule: Rule, stop: asyncio.Event) -> None:
-        while True:
+        # Asked here, not left to the cancellation: a turn may end without an await, and after the stop no pause has one either.
+        while not stop.is_set():
             await self._active.wait()
             await self._turn(rule)
             await _pause(stop, rule.interval_seconds)

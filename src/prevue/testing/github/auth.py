@@ -10,6 +10,7 @@ import base64
 import binascii
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -93,7 +94,7 @@ def verify_app_jwt(jwt: str, *, app: App, public_key: bytes, now: datetime) -> N
     head, body, signature = jwt.split(".")
     try:
         header, claims = msgspec.json.decode(_base64url(head)), msgspec.json.decode(_base64url(body))
-        key = load_pem_public_key(public_key)
+        key = _public_key(public_key)
         if not isinstance(key, rsa.RSAPublicKey) or not isinstance(claims, dict) or header.get("alg") != "RS256":
             raise undecodable
         key.verify(_base64url(signature), f"{head}.{body}".encode(), padding.PKCS1v15(), hashes.SHA256())
@@ -114,6 +115,11 @@ def verify_app_jwt(jwt: str, *, app: App, public_key: bytes, now: datetime) -> N
         )
     if expires > seconds + JWT_SECONDS_MAX:
         raise ApiError(401, "'Expiration time' claim ('exp') is too far in the future")
+
+
+@lru_cache(maxsize=16)
+def _public_key(pem: bytes) -> object:
+    return load_pem_public_key(pem)
 
 
 def _base64url(text: str) -> bytes:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -83,14 +84,35 @@ _USER_PATHS: Mapping[str, str] = {
 }
 
 
+@lru_cache(maxsize=4_096)  # the simulation renders the same times, ids and accounts by the hundred thousand
 def timestamp(moment: datetime) -> str:
     """Return a time as GitHub writes it: UTC, whole seconds, `Z`."""
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+@lru_cache(maxsize=4_096)
 def node_id(kind: str, number: int) -> str:
     """Return a GraphQL-style node id; opaque, unique per kind and number."""
     return f"{kind}_" + base64.urlsafe_b64encode(f"{kind}{number}".encode()).decode().rstrip("=")
+
+
+@lru_cache(maxsize=1_024)
+def _user(api_url: str, html_url: str, user_id: int, login: str, kind: str) -> Json:
+    """An account; nothing of it ever changes."""
+    url = f"{api_url}/users/{quote(login)}"
+    page = f"apps/{login.removesuffix('[bot]')}" if kind == "Bot" else login
+    return {
+        "login": login,
+        "id": user_id,
+        "node_id": node_id({"User": "U", "Bot": "BOT", "Organization": "O"}[kind], user_id),
+        "avatar_url": f"{html_url}/_local/avatars/{quote(login)}",
+        "gravatar_id": "",
+        "url": url,
+        "html_url": f"{html_url}/{page}",
+        **{name: url + path for name, path in _USER_PATHS.items()},
+        "type": kind,
+        "site_admin": False,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,20 +126,7 @@ class Renderer:
 
     def user(self, user: User) -> Json:
         """Render an account as it stands inside other objects (`simple-user`)."""
-        url = f"{self.api_url}/users/{quote(user.login)}"
-        page = f"apps/{user.login.removesuffix('[bot]')}" if user.type == "Bot" else user.login
-        return {
-            "login": user.login,
-            "id": user.id,
-            "node_id": node_id({"User": "U", "Bot": "BOT", "Organization": "O"}[user.type], user.id),
-            "avatar_url": f"{self.html_url}/_local/avatars/{quote(user.login)}",
-            "gravatar_id": "",
-            "url": url,
-            "html_url": f"{self.html_url}/{page}",
-            **{name: url + path for name, path in _USER_PATHS.items()},
-            "type": user.type,
-            "site_admin": False,
-        }
+        return dict(_user(self.api_url, self.html_url, user.id, user.login, user.type))
 
     def full_user(self, user: User) -> Json:
         """Render an account as its own endpoint shows it (`public-user`)."""

@@ -1,0 +1,263 @@
+"""An event loop whose time is a number and whose choices are a seed's.
+
+No selector, no threads, no sleeping: when no callback is ready, time jumps to the next timer. Which of the ready callbacks runs next is
+drawn from the seed, so one seed is one interleaving and another seed another. Every callback belongs to a simulated process, known by a
+context variable that tasks hand on to their children: that is how a process is killed or stopped between any two of its awaits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import heapq
+import weakref
+from asyncio import events
+from collections.abc import Callable, Coroutine, Generator
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import TYPE_CHECKING, Any, TypeVar
+
+START = datetime(2026, 2, 12, 10, 0, tzinfo=UTC)
+BOOTED_SECONDS = 1000.0
+_T = TypeVar("_T")
+
+
+class Process:
+    """What can be killed or stopped as one; `steps` counts the callbacks that it has run."""
+
+    def __init__(self, loop: SimulatedLoop, name: str) -> None:
+        self.name = name
+        self.loop = loop
+        self.is_dead = False
+        self.is_stopped = False
+        self.steps = 0
+        self.strike_at = -1
+        """The step after which `strike` is called: a crash or a stop at that await."""
+        self.strike: Callable[[], None] = lambda: None
+        self.wall_offset_seconds = 0.0
+        self._held: list[Call] = []
+        self._tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+        self._graves: list[asyncio.Task[Any]] = []
+        self._context = contextvars.copy_context()
+        self._context.run(_PROCESS.set, self)
+
+    def spawn(self, work: Coroutine[Any, Any, _T], *, name: str) -> asyncio.Task[_T]:
+        """Run `work` as this process."""
+        return self.loop.create_task(work, name=f"{self.name} {name}", context=self._context.copy())
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Call:
+        """A timer of this process."""
+        call: Call = self.loop.call_at(when, callback, context=self._context.copy())
+        return call
+
+    def own(self, task: asyncio.Task[Any]) -> None:
+        """Remember a task of this process."""
+        self._tasks.add(task)
+
+    def kill(self) -> None:
+        """As SIGKILL: none of its callbacks runs any more. Its coroutines are kept, since closing them would run their `finally`."""
+        self.is_dead = True
+        self._graves = [task for task in self._tasks if not task.done()]
+        self._held.clear()
+
+    def stop(self) -> None:
+        """As SIGSTOP."""
+        self.is_stopped = True
+
+    def go_on(self) -> None:
+        """As SIGCONT: timers that have passed meanwhile run now."""
+        self.is_stopped = False
+        self.loop.ready.extend(self._held)
+        self._held.clear()
+
+    def hold(self, call: Call) -> None:
+        """Keep a callback until `go_on`."""
+        self._held.append(call)
+
+
+if TYPE_CHECKING:
+    _Loop = asyncio.BaseEventLoop
+else:
+    _Loop = asyncio.AbstractEventLoop  # everything that does I/O raises NotImplementedError
+
+
+class Call:
+    """A callback that is to run: asyncio's Handle, without what it does for debugging."""
+
+    __slots__ = ("args", "callback", "context", "is_cancelled", "moment")
+
+    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context | None, moment: float) -> None:
+        self.callback = callback
+        self.args = args
+        self.context = context if context is not None else contextvars.copy_context()
+        self.moment = moment
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        """It will not run; a timer is skipped when its time comes."""
+        self.is_cancelled = True
+
+    def cancelled(self) -> bool:
+        """As asyncio's."""
+        return self.is_cancelled
+
+    def when(self) -> float:
+        """As asyncio's."""
+        return self.moment
+
+
+_PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("simulated_process", default=None)
+
+
+def current_process() -> Process | None:
+    """The process whose callback runs now; None: the world outside."""
+    return _PROCESS.get()
+
+
+class SimulatedClock:
+    """The Clock port on the loop's time: boot time is right, the wall clock of a process may be wrong."""
+
+    def __init__(self, loop: SimulatedLoop, process: Process | None = None) -> None:
+        self._loop = loop
+        self._process = process
+
+    def boottime(self) -> float:
+        """Seconds since an imagined boot; a stopped process's clock goes on."""
+        return BOOTED_SECONDS + self._loop.time()
+
+    def now(self) -> datetime:
+        """The wall clock, with the process's own error."""
+        error = self._process.wall_offset_seconds if self._process is not None else 0.0
+        return START + timedelta(seconds=self._loop.time() + error)
+
+
+class SimulatedLoop(_Loop):
+    """See the module; `after_step` is called after every callback."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+        self.ready: list[Call] = []
+        self.steps = 0
+        self.after_step: Callable[[], None] = lambda: None
+        self.errors: list[dict[str, Any]] = []
+        self._timers: list[tuple[float, int, Call]] = []
+        self._sequence = 0
+        self._now = 0.0
+        self._closed = False
+
+    # -- what asyncio asks for ----------------------------------------------------------------------------------------
+
+    def time(self) -> float:
+        return self._now
+
+    def get_debug(self) -> bool:
+        return False
+
+    def is_running(self) -> bool:
+        return not self._closed
+
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def call_soon(  # type: ignore[override]  # a slimmer handle
+        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> Any:
+        call = Call(callback, args, context, self._now)
+        if not self._closed:
+            self.ready.append(call)
+        return call
+
+    def call_later(  # type: ignore[override]  # the same
+        self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> Any:
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
+    def call_at(  # type: ignore[override]  # the same
+        self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> Any:
+        call = Call(callback, args, context, when)
+        self._sequence += 1
+        heapq.heappush(self._timers, (when, self._sequence, call))
+        return call
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return asyncio.Future(loop=self)
+
+    def create_task(
+        self,
+        coro: Generator[Any, None, _T] | Coroutine[Any, Any, _T],
+        *,
+        name: object = None,
+        context: contextvars.Context | None = None,
+        **_: Any,
+    ) -> asyncio.Task[_T]:
+        task: asyncio.Task[_T] = asyncio.Task(coro, loop=self, name=str(name), context=context)
+        process = context.get(_PROCESS) if context is not None else _PROCESS.get()
+        if process is not None:
+            process.own(task)
+        return task
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        if not self._closed:
+            self.errors.append(context)
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Run until `work` is done.
+
+        Raises:
+            RuntimeError: nothing is left that could happen.
+        """
+        events._set_running_loop(self)
+        try:
+            main = self.create_task(work, name="main")
+            while not main.done():
+                self._turn()
+            return main.result()
+        finally:
+            events._set_running_loop(None)
+
+    def _turn(self) -> None:
+        ready = self.ready
+        if not ready:
+            self._jump()
+            return
+        chosen = int(self.random.random() * len(ready))
+        call, ready[chosen] = ready[chosen], ready[-1]
+        ready.pop()
+        if call.is_cancelled:
+            return
+        process = call.context.get(_PROCESS)
+        if process is not None:
+            if process.is_dead:
+                return
+            if process.is_stopped:
+                process.hold(call)
+                return
+            process.steps += 1
+        try:
+            call.context.run(call.callback, *call.args)
+        except Exception as exc:  # noqa: BLE001  told as a violation
+            self.errors.append({"message": "a callback failed", "exception": exc})
+        if process is not None and process.steps == process.strike_at:
+            process.strike()
+        self.steps += 1
+        self.after_step()
+
+    def _jump(self) -> None:
+        """Time goes on to the next timer; all timers of that moment become ready together."""
+        timers = self._timers
+        while timers and timers[0][2].is_cancelled:
+            heapq.heappop(timers)
+        if not timers:
+            raise RuntimeError("the simulated world stands still: nothing is ready and no timer is set")
+        self._now = max(self._now, timers[0][0])
+        while timers and timers[0][0] <= self._now:
+            self.ready.append(heapq.heappop(timers)[2])
+
+    def close(self) -> None:
+        """Whatever still hangs on this loop does nothing from now on."""
+        self._closed = True
+        self.ready.clear()
+        self._timers.clear()

@@ -1,0 +1,59 @@
+"""Planted bugs: how one is registered and planted; the bugs themselves are in `bugs_claim.py` and `bugs.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tests.simulation.world import Settings
+
+Plant = Callable[[], list[Any]]
+
+
+def world_of(*kinds: str, policy: bool | None = None, has_sweeper_rules: bool = True) -> Settings:
+    """A world in which only some things go wrong: where a bug needs two rare ones, a full swarm would seldom have both."""
+    only = frozenset(kinds) if kinds else None
+    return Settings(only=only, policy=policy, has_sweeper_rules=has_sweeper_rules)
+
+
+UNFENCED = world_of("pause_deployer", "crash_deployer", "helm_slow", "store_hangs", "graceful_stop", "clock_jump", policy=False)
+"""No admission policy: lease, token and deadline alone hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bug:
+    """One planted bug: what it is, the patches that plant it, and the world that it is looked for in."""
+
+    name: str
+    what: str
+    plant: Plant
+    settings: Settings
+
+
+BUGS: dict[str, Bug] = {}
+
+
+def bug(what: str, *, settings: Settings | None = None) -> Callable[[Plant], Plant]:
+    """Register a planted bug under its function's name."""
+
+    def register(plant: Plant) -> Plant:
+        BUGS[plant.__name__] = Bug(name=plant.__name__, what=what, plant=plant, settings=settings or Settings())
+        return plant
+
+    return register
+
+
+@contextmanager
+def planted(name: str) -> Iterator[Bug]:
+    """Inside, the bug is there."""
+    found = BUGS[name]
+    patches = found.plant()
+    for each in patches:
+        each.start()
+    try:
+        yield found
+    finally:
+        for each in patches:
+            each.stop()
