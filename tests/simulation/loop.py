@@ -57,7 +57,7 @@ class Process:
     def kill(self) -> None:
         """As SIGKILL: none of its callbacks runs any more. Its coroutines are kept, since closing them would run their `finally`."""
         self.is_dead = True
-        self._graves = [task for task in self._tasks if not task.done()]
+        self._graves = list(self._tasks)  # those that are done, too: nobody is left to look at their exceptions
         self._held.clear()
 
     def stop(self) -> None:

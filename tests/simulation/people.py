@@ -142,6 +142,16 @@ class People:
         pull.heads.append((world.loop.time(), sha))
         world.trace(f"people head {pull.repo}#{pull.number} {sha[:7]}")
 
+    def is_lagging(self, path: str) -> bool:
+        """Whether a lagging replica would show another state of this pull request."""
+        found = _PULL_PATH.fullmatch(path)
+        if found is None:
+            return False
+        since = self._world.loop.time() - STALE_SECONDS
+        return any(
+            (each.repo, str(each.number)) == found.groups() and each.opened[-1][0] >= since for each in self.pulls if len(each.opened) > 1
+        )
+
     @contextmanager
     def as_it_was(self, path: str) -> Iterator[None]:
         """A pull request as a lagging replica shows it: before its last close or reopening, where that is seconds old."""

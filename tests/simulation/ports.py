@@ -88,12 +88,14 @@ class GitHubWire:
 
     def _handle(self, request: Request) -> _Answer:
         world = self._world
-        stale = request.method == "GET" and world.faults.draw(
+        stale = world.people.is_lagging(request.path) and world.faults.draw(
             "github_stale_read_app" if self._process.name.startswith("app") else "github_stale_read_worker"
         )
         with world.people.as_it_was(request.path if stale else ""):
             answer = world.github.handle(request)
         world.trace(f"github {self._process.name} {request.method} {request.path} {answer.status}")
+        if request.method == "POST" and 400 <= answer.status < 500 and answer.status != 429:
+            world.wire.give_up(request.path)
         headers = {**answer.headers, "date": world.github.now().strftime("%a, %d %b %Y %H:%M:%S GMT")}
         return _Answer(answer.status, headers, answer.body)
 

@@ -55,6 +55,17 @@ def unquiet(world: World) -> str:
     return ""
 
 
+def has_commands_without_request(world: World) -> bool:
+    """Refused, or not found yet."""
+    known = {identity(row.message) for row in world.store.requests.values()}
+    commands = [
+        (PreviewKey("github.com", pull.repository_id, pull.number), Source.COMMENT, str(comment_id))
+        for pull in world.people.pulls
+        for comment_id in pull.commands
+    ]
+    return any(command not in known for command in commands)
+
+
 def _left_for_the_sweeper(world: World) -> str:
     """What its rules 2, 3 and 5 have not found yet."""
     known = {identity(row.message) for row in world.store.requests.values()}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import structlog
 from tests.simulation.invariants import Violation
-from tests.simulation.quiet import QuietCheck, snapshot, unquiet
+from tests.simulation.quiet import QuietCheck, has_commands_without_request, snapshot, unquiet
 from tests.simulation.world import LANE_SECONDS, UNREACHABLE_SECONDS, Settings, World
 
 from prevue.queue.port import Enqueued
@@ -105,8 +105,9 @@ async def _story(world: World) -> None:
     # A command that was refused, and not told so, is asked about again for as long as the comment scan reads it.
     scanned_at = world.loop.time() + SCANNED_WITHIN_SECONDS
     await _become_quiet(world)
-    await asyncio.sleep(max(0.0, scanned_at - world.loop.time()))
-    await _become_quiet(world)
+    if has_commands_without_request(world) and world.loop.time() < scanned_at:
+        await asyncio.sleep(scanned_at - world.loop.time())
+        await _become_quiet(world)
     QuietCheck(world).check()
     before = snapshot(world)
     await _say_everything_twice(world)

@@ -27,6 +27,8 @@ REGRESSIONS: tuple[tuple[int, str], ...] = (
     (41, "an attempt that a leftover of a killed Helm used up was held against nobody"),
     (504, "a wall clock that stays ten minutes wrong: GitHub refuses the App's identity, and nothing is lost"),
     (5055, "the sweeper's rules span for ever at the stop, where a turn ended without an await"),
+    (2021, "a delivery that GitHub refused to send again, and that came late all the same"),
+    (2754, "an exception in a killed process that nobody is left to look at"),
     (1075, "a delivery that an App took, whose repetition failed"),
     (1101, "deliveries that ask for nothing stay pending in GitHub's log"),
 )

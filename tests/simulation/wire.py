@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Any
 
 from prevue.testing.github.records import Delivery, DeliveryResponse
@@ -76,6 +77,14 @@ class WebhookWire:
                 # No rule of the sweeper does it: somebody presses "redeliver".
                 world.outside(self._again(delivery), "redeliver")
 
+    def give_up(self, path: str) -> None:
+        """GitHub refused to send a delivery again: the sweeper asks for it no more, and its scans bring what it was about."""
+        found = _ATTEMPTS.fullmatch(path)
+        for delivery in self._world.github.webhooks.log() if found is not None else ():
+            if found is not None and delivery.id == int(found[1]):
+                self.unsettled.discard(delivery.guid)
+                self._settled.add(delivery.guid)
+
     async def _again(self, delivery: Delivery) -> None:
         await asyncio.sleep(self._world.random.uniform(2, 15))
         self._world.github.webhooks.redeliver(delivery.guid)
@@ -106,6 +115,9 @@ class WebhookWire:
                 return await answer
         except TimeoutError:
             return 0, b""
+
+
+_ATTEMPTS = re.compile(r"/app/hook/deliveries/(\d+)/attempts")
 
 
 def _asks_for_something(delivery: Delivery) -> bool:
