@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-SEEDS = int(os.environ.get("SIMULATION_SEEDS", "2000"))
+SEEDS = int(os.environ.get("SIMULATION_SEEDS", "400"))
 SELF_TEST = (
     "done_by_key",
     "no_generation",
