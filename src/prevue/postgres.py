@@ -51,7 +51,8 @@ def is_outage(exc: BaseException) -> bool:
             return code[:2] in _OUTAGE_CLASSES or code in _OUTAGE_CODES
         # InterfaceError: asyncpg's words for a connection that closed under it, and for a pool that is closing. A ValueError among them
         # is an argument that does not fit its column: ours.
-        if isinstance(seen, OSError | asyncpg.InterfaceError | EOFError) and not isinstance(seen, ValueError):
+        # InternalClientError: the server ended the connection just as the driver began to use it ("another operation is in progress").
+        if isinstance(seen, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError | EOFError) and not isinstance(seen, ValueError):
             return True
         seen = seen.__cause__ or getattr(seen, "orig", None)
     return False
