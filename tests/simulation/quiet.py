@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.invariants import identity
+from tests.simulation.loop import BOOTED_SECONDS, START
 from tests.simulation.people import PullHistory, held_within
 
 from prevue.model import PreviewKey, PreviewState, RequestState, Source, comment_marker
@@ -158,8 +160,16 @@ class QuietCheck:
                 self._report(name, f"request {row.id} ended as {row.state}, and its comment says: {found[0].body[len(marker) :][:60]!r}")
 
     def _removed_something(self, row: RequestRow) -> bool:
-        tokens = {grant.token for grant in self._world.oracle.grants.values() if grant.request_id == row.id}
-        return any(write.kind == "Namespace" and write.token in tokens for write in self._world.cluster.journal)
+        """Whether it is the first to end after a namespace of its preview went: that one has to say so, whoever deleted it."""
+        oracle = self._world.oracle
+        tokens = {grant.token for grant in oracle.grants.values() if grant.key == row.message.key}
+        ends = sorted((other.finished_at, other.id) for other in self._rows[row.message.key] if other.finished_at is not None)
+        for write in self._world.cluster.journal:
+            if write.kind == "Namespace" and write.token in tokens:
+                at = START + timedelta(seconds=write.at - BOOTED_SECONDS)
+                if next((number for end, number in ends if end >= at), None) == row.id:
+                    return True
+        return False
 
     def _newest(self, pull: PullHistory, key: PreviewKey, rows: list[RequestRow]) -> None:
         """The newest request by GitHub's order decides what stands there."""

@@ -270,7 +270,7 @@ class World:
         github = self._github(process)
         helm = SimulatedHelm(self, process, helm_process)
         numbers = self.numbers
-        drainer = OutboxDrainer(holder=process.name, outbox=cast("Outbox", store), github=github, limits=OutboxLimits())
+        drainer = OutboxDrainer(holder=process.name, outbox=cast("Outbox", store), github=github, limits=OutboxLimits(), clock=clock)
         pipeline = Pipeline(
             store=cast("ClaimStore", store),
             github=github,

@@ -12,6 +12,7 @@ from contextlib import suppress
 import msgspec
 import structlog
 
+from prevue.clock import Clock, SystemClock
 from prevue.errors import GitHubUnavailable, PermanentError, PrevueError, RateLimited, StateStoreUnavailable
 from prevue.github import comments
 from prevue.github.port import GitHub
@@ -39,11 +40,12 @@ class OutboxLimits(msgspec.Struct, frozen=True, kw_only=True):
 class OutboxDrainer:
     """Writes what is due, until stopped."""
 
-    def __init__(self, *, holder: str, outbox: Outbox, github: GitHub, limits: OutboxLimits) -> None:
+    def __init__(self, *, holder: str, outbox: Outbox, github: GitHub, limits: OutboxLimits, clock: Clock | None = None) -> None:
         self._holder = holder
         self._outbox = outbox
         self._github = github
         self._limits = limits
+        self._clock = clock or SystemClock()
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
@@ -74,20 +76,26 @@ class OutboxDrainer:
         if not await self._outbox.acquire_lane(installation_id, holder=self._holder, seconds=LANE_SECONDS):
             return
         try:
-            while items := await self._outbox.due(installation_id, limit=BATCH_ITEMS):
+            while True:
+                # Nothing that was read is written later than a lane's lease: after a longer pause another has written a newer text and
+                # verified it, and nobody would mend an older one any more. `verify_at` counts on it (protocol, section 5).
+                write_until = self._clock.boottime() + LANE_SECONDS
+                items = await self._outbox.due(installation_id, limit=BATCH_ITEMS)
+                if not items:
+                    return
                 for item in items:
                     if not await self._outbox.acquire_lane(installation_id, holder=self._holder, seconds=LANE_SECONDS):
                         return
-                    if not await self._deliver(item):
+                    if not await self._deliver(item, write_until):
                         return
         finally:
             with suppress(StateStoreUnavailable):
                 await self._outbox.release_lane(installation_id, holder=self._holder)
 
-    async def _deliver(self, item: OutboxItem) -> bool:
+    async def _deliver(self, item: OutboxItem, write_until: float) -> bool:
         """Write or verify one item; False ends the lane's turn, since the next item would meet the same limit."""
         try:
-            comment_id = await self._write(item)
+            comment_id = await self._write(item, write_until)
         except RateLimited as exc:
             await self._postpone(item, exc.retry_after or 60.0, exc)
             return False
@@ -107,8 +115,8 @@ class OutboxDrainer:
         await self._outbox.sent(item, comment_id=comment_id)
         return True
 
-    async def _write(self, item: OutboxItem) -> int | None:
-        """List, PATCH the oldest or POST, list again, delete all but the oldest; None where the budget is used up for now."""
+    async def _write(self, item: OutboxItem, write_until: float) -> int | None:
+        """List, PATCH the oldest or POST, list again, delete all but the oldest; None where the budget is used up for now, or too late."""
         notice = item.notice
         where = (notice.installation_id, notice.repo, notice.key.pr_number)
         body = comments.status(notice)
@@ -119,6 +127,8 @@ class OutboxDrainer:
         if wait > 0:
             # The row stays due: a turn that finds the budget free again takes the newest text then.
             await asyncio.sleep(min(wait, POLL_SECONDS))
+            return None
+        if self._clock.boottime() >= write_until:
             return None
         if found:
             await self._github.update_comment(notice.installation_id, notice.repo, found[0].id, body)
