@@ -157,6 +157,7 @@ class Worker:
             # The pipeline classifies what it knows; this one came from before it began.
             finish = lifecycle.failed(Reason.OTHER, _text(exc), began=False)
         except Exception as exc:
+            # An error that nobody classified counts as transient until the attempts are spent (protocol, section 3).
             expected = isinstance(exc, TransientError)
             log.warning("attempt failed", action="attempt_failed", error=_text(exc), exc_info=not expected)
             delay = max(getattr(exc, "retry_after", None) or 0, self._backoff(claim.attempt))

@@ -87,6 +87,7 @@ def run(options: Options, report: Report) -> None:
     except (ServiceFailed, LocalClusterError, PrevueError, ValueError, OSError) as exc:
         raise StackFailed(str(exc)) from exc
     except Exception as exc:
+        # The supervisor's last word goes to whoever ran the command; the traceback stays in its log.
         _log(traceback.format_exc())
         raise StackFailed(f"unexpected {type(exc).__name__}: {exc}; more is in {StackFolder(options.folder).logs}/supervisor.log") from exc
     finally:

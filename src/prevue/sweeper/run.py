@@ -84,6 +84,7 @@ class Sweeper:
         except PrevueError as exc:
             log.warning("sweep skipped", action="sweep_delayed", rule=rule.name, error=str(exc))
         except Exception:
+            # One rule's fault must not stop the others; it is logged whole, and the rule has its next turn.
             log.exception("sweep failed", action="sweep_failed", rule=rule.name)
 
 

@@ -156,6 +156,7 @@ class Desk:
         try:
             await self.on_push(full_name, issue.pull.head_sha)
         except Exception as exc:
+            # Whatever the stack's CI is: the push stands, and its failure is an answer.
             message = f"{full_name}#{issue.number} is at {issue.pull.head_sha}, but its image was not made: {exc}"
             raise Refused(message, status=502) from exc
 
