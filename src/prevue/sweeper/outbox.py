@@ -26,6 +26,8 @@ POLL_SECONDS = 2.0
 """Waiting is notification plus polling: another process may have written the row."""
 UNREACHABLE_SECONDS = 600.0
 """A repository that is gone, or where the App is not installed any more, is asked again this rarely."""
+LIMITED, LIMITED_SECONDS = "github's limit", 60.0
+"""Who holds an installation's lane until GitHub takes writes again, and how long where it does not say (its own advice)."""
 RETRY_SECONDS = 5.0
 RETRY_SECONDS_MAX = 300.0
 
@@ -60,7 +62,8 @@ class OutboxDrainer:
             try:
                 await self.drain()
                 due_in = await self._outbox.seconds_until_due()
-                wait = POLL_SECONDS if due_in is None else min(POLL_SECONDS, max(0.1, due_in))
+                # What is still due after a pass waits for a lane, a budget or GitHub's limit: asking faster brings nothing.
+                wait = POLL_SECONDS if not due_in else min(POLL_SECONDS, max(0.1, due_in))
             except StateStoreUnavailable as exc:
                 log.warning("outbox not readable", action="outbox_delayed", error=str(exc))
             with suppress(TimeoutError):
@@ -75,6 +78,7 @@ class OutboxDrainer:
     async def _drain_lane(self, installation_id: int) -> None:
         if not await self._outbox.acquire_lane(installation_id, holder=self._holder, seconds=LANE_SECONDS):
             return
+        limited: RateLimited | None = None
         try:
             while True:
                 # Nothing that was read is written later than a lane's lease: after a longer pause another has written a newer text and
@@ -88,25 +92,33 @@ class OutboxDrainer:
                         return
                     if not await self._deliver(item, write_until):
                         return
+        except RateLimited as exc:
+            limited = exc
         finally:
             with suppress(StateStoreUnavailable):
                 await self._outbox.release_lane(installation_id, holder=self._holder)
+                if limited is not None:
+                    # GitHub's patience is the installation's: no row of it is written by any process before, and none loses its place.
+                    seconds = limited.retry_after or LIMITED_SECONDS
+                    await self._outbox.acquire_lane(installation_id, holder=LIMITED, seconds=seconds)
+                    log.warning("GitHub's limit", action="outbox_limited", installation_id=installation_id, seconds=seconds)
 
     async def _deliver(self, item: OutboxItem, write_until: float) -> bool:
-        """Write or verify one item; False ends the lane's turn, since the next item would meet the same limit."""
+        """Write or verify one item; False ends the lane's turn, since the next item would meet the same.
+
+        Raises:
+            RateLimited: GitHub takes nothing of this installation for a while.
+        """
         try:
             comment_id = await self._write(item, write_until)
-        except RateLimited as exc:
-            await self._postpone(item, exc.retry_after or 60.0, exc)
-            return False
+        except (RateLimited, StateStoreUnavailable):
+            raise
         except GitHubUnavailable as exc:
             await self._postpone(item, exc.retry_after or RETRY_SECONDS, exc)
             return False
         except PermanentError as exc:
             await self._postpone(item, UNREACHABLE_SECONDS, exc)
             return True
-        except StateStoreUnavailable:
-            raise
         except PrevueError as exc:
             await self._postpone(item, RETRY_SECONDS_MAX, exc)
             return True
