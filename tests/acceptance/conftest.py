@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -22,7 +24,7 @@ import pytest
 import yaml
 
 from prevue.local import processes
-from prevue.local.client import HELLO, Comment, LocalGitHub, Pull, connect
+from prevue.local.client import HELLO, Comment, LocalGitHub, Pull, connect, wait_for
 from prevue.local.folder import DevFile, StackFolder
 from prevue.model import GITHUB_COM, PreviewKey, preview_namespace
 
@@ -90,6 +92,21 @@ class Stack:
     def has_namespace(self, namespace: str) -> bool:
         return bool(self.kubectl("get", "namespace", namespace, "--ignore-not-found", "-o", "name"))
 
+    @contextmanager
+    def without(self, *roles: str, number: signal.Signals = signal.SIGTERM) -> Iterator[None]:
+        """Meanwhile no process of these roles runs: the supervisor, which starts again what has ended, is stopped."""
+        (supervisor,) = self.dev.pids["supervisor"]
+        ended = [pid for role in roles for pid in self.dev.pids[role]]
+        os.kill(supervisor, signal.SIGSTOP)
+        try:
+            for pid in ended:
+                os.kill(pid, number)
+            # Dead, and not yet waited for by the one that is stopped.
+            wait_until(lambda: all(process_state(pid) in ("", "Z") for pid in ended), seconds=30, what=f"the end of {roles}")
+            yield
+        finally:
+            os.kill(supervisor, signal.SIGCONT)
+
     def pid(self, role: str) -> int:
         """The only process of that name."""
         (pid,) = self.dev.pids[role]
@@ -103,18 +120,46 @@ class Stack:
         request = delivery["request"]
         return await http.post(self.dev.webhook_url, content=request["body"].encode(), headers=request["headers"])
 
-    async def requests_of(self, pull: Pull) -> list[dict[str, Any]]:
-        """The pull request's rows in the statestore, oldest first."""
+    async def query(self, statement: str, *arguments: object) -> list[dict[str, Any]]:
+        """Rows of the statestore."""
         connection = await asyncpg.connect(self.dev.database_url, timeout=10)
         try:
-            rows = await connection.fetch("SELECT * FROM request WHERE repo = $1 AND pr_number = $2 ORDER BY id", pull.repo, pull.number)
+            rows = await connection.fetch(statement, *arguments)
         finally:
             await connection.close()
         return [dict(row) for row in rows]
 
+    async def requests_of(self, pull: Pull) -> list[dict[str, Any]]:
+        """The pull request's rows in the statestore, oldest first."""
+        return await self.query("SELECT * FROM request WHERE repo = $1 AND pr_number = $2 ORDER BY id", pull.repo, pull.number)
+
+    async def quiet(self, *, seconds: float) -> str:
+        """Wait until `prevue verify --quiet` finds every promise kept; returns what it printed.
+
+        Raises:
+            Failed: it still finds something.
+        """
+        said = ""
+
+        async def look() -> str | None:
+            nonlocal said
+            done = await asyncio.to_thread(self.prevue, "verify", "--quiet", seconds=180)
+            said = done.stdout + done.stderr
+            return said if done.returncode == 0 else None
+
+        return await wait_for(look, seconds=seconds, what="a quiet stack with every promise kept", instead=lambda: said, every=3)
+
     async def namespace(self, github: LocalGitHub, pull: Pull) -> str:
         """The namespace of a pull request's preview."""
         return preview_namespace(PreviewKey(GITHUB_COM, await github.repository_id(pull.repo), pull.number), pull.repo)
+
+
+def process_state(pid: int) -> str:
+    """The kernel's letter for it, `Z` for one that has ended and was not waited for; empty: there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
 
 
 def run_prevue(
@@ -135,10 +180,10 @@ def run_prevue(
 
 
 @contextmanager
-def up_and_down(home: Path, *, deployers: int = 1) -> Iterator[Stack]:
+def up_and_down(home: Path, *, deployers: int = 1, settings: Mapping[str, Any] = OVERLAY) -> Iterator[Stack]:
     """Up, and down again: then no process of it may be left, nor anything but logs."""
     overlay = home / "overlay.yaml"
-    overlay.write_text(yaml.safe_dump(OVERLAY))
+    overlay.write_text(yaml.safe_dump(dict(settings)))
     environ = {"PREVUE_DEV_CONFIG": str(overlay)}
     done = run_prevue(home, "dev", "up", "--detach", "--deployers", str(deployers), seconds=UP_SECONDS, environ=environ)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

@@ -102,6 +102,10 @@ class LocalGitHub:
         """Let the next happenings make no delivery at all."""
         await self._control("POST", "webhooks/lose", {"times": times})
 
+    async def happened_ago(self, *, seconds: float) -> None:
+        """Date what happens from now on so long ago; 0: now again."""
+        await self._control("POST", "clock", {"behind_seconds": seconds})
+
     async def limits(self, *, per_minute: int | None, per_hour: int | None) -> None:
         """Set the secondary limit; None = off."""
         await self._control("POST", "limits", {"content_per_minute": per_minute, "content_per_hour": per_hour})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -104,6 +105,12 @@ class LoseWebhooks(msgspec.Struct, forbid_unknown_fields=True):
     """`POST /_local/webhooks/lose`: the next happenings make no delivery; 0: none is lost any more."""
 
     times: Annotated[int, msgspec.Meta(ge=0)] = 1
+
+
+class SetClock(msgspec.Struct, forbid_unknown_fields=True):
+    """`POST /_local/clock`: what happens from now on is dated so long ago; 0: now. Meanwhile an App's JWT seems to be of the future."""
+
+    behind_seconds: Annotated[float, msgspec.Meta(ge=0, le=30 * 86_400)] = 0
 
 
 class SetLimits(msgspec.Struct, forbid_unknown_fields=True):
@@ -358,6 +365,10 @@ def _fault_routes(desk: Desk) -> list[Route]:
         github.webhooks.losses = (await read_form(request, LoseWebhooks)).times
         return Response(status_code=204)
 
+    async def set_clock(request: Request) -> Response:
+        github.behind = timedelta(seconds=(await read_form(request, SetClock)).behind_seconds)
+        return Response(status_code=204)
+
     async def set_limits(request: Request) -> Response:
         form, limits = await read_form(request, SetLimits), github.rate_limits.limits
         for name in form.__struct_fields__:
@@ -371,6 +382,7 @@ def _fault_routes(desk: Desk) -> list[Route]:
         Route("/faults", list_faults, methods=["GET"]),
         Route("/faults", clear_faults, methods=["DELETE"]),
         Route("/webhooks/lose", lose_webhooks, methods=["POST"]),
+        Route("/clock", set_clock, methods=["POST"]),
         Route("/limits", set_limits, methods=["POST"]),
     ]
 

@@ -88,6 +88,8 @@ class GitHubState:
         limits: Limits | None = None,
     ) -> None:
         self._clock = now
+        self.behind = timedelta()
+        """How far the dates that it writes lie in the past: what happens meanwhile happened so long ago, once this is zero again."""
         self._next_id = id_start
         self._next_repository_id = repository_id_start
         self.random = Random(seed)  # noqa: S311 -- deterministic by design: nothing here guards anything real
@@ -121,7 +123,7 @@ class GitHubState:
 
     def now(self) -> datetime:
         """Return the time, cut to the whole second, in UTC."""
-        return self._clock().astimezone(UTC).replace(microsecond=0)
+        return (self._clock() - self.behind).astimezone(UTC).replace(microsecond=0)
 
     def exact_now(self) -> datetime:
         """Return the time uncut, for what GitHub measures but never shows (limits)."""
