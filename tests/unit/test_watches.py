@@ -113,6 +113,16 @@ async def test_ended_watch_goes_on_from_the_last_version(watches_of: Any) -> Non
         assert watches.workload("Deployment", "pv", "a") is None
 
 
+async def test_bookmark_of_pods_has_no_containers(watches_of: Any) -> None:
+    """As API servers send it: every field that has no `omitempty` is null."""
+    bookmark = {"kind": "Pod", "metadata": {"resourceVersion": "42", "creationTimestamp": None}, "spec": {"containers": None}, "status": {}}
+    server = Server([], [event("BOOKMARK", bookmark)])
+    watches = watches_of(server)
+    with watches.waiter("pv", ["Pod"]):
+        await until(lambda: len(server.watched_from) == 2)
+        assert (server.lists, server.watched_from) == (1, ["10", "42"])
+
+
 async def test_expired_version_is_listed_again(watches_of: Any) -> None:
     server = Server([item("a", 9)], [event("ERROR", {"kind": "Status", "code": 410, "message": "too old"})])
     watches = watches_of(server)

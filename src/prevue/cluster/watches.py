@@ -59,6 +59,12 @@ class _Line(K8s, frozen=True):
     object: msgspec.Raw
 
 
+class _Bookmark(K8s, frozen=True):
+    """An object of which only the version is filled in: a pod's has `containers: null`, as no real one."""
+
+    metadata: Meta
+
+
 class _Error(K8s, frozen=True):
     """The Status inside an ERROR event."""
 
@@ -220,10 +226,11 @@ class _KindWatch:
         if line.type == "ERROR":
             error = msgspec.json.decode(line.object, type=_Error)
             raise ApiError(error.code, "Expired" if error.code == GONE else "Error", error.message)
+        if line.type == "BOOKMARK":
+            self._version = msgspec.json.decode(line.object, type=_Bookmark).metadata.resource_version
+            return
         item = self._decoder.decode(line.object)
         self._version = item.metadata.resource_version
-        if line.type == "BOOKMARK":
-            return
         if line.type == "DELETED":
             self._drop(item.metadata)
         else:
