@@ -11,8 +11,10 @@ import pytest
 from prevue.github.comments import RefusalReason, refusal
 from prevue.lifecycle import Reason
 from prevue.model import Message, PreviewState, RequestState, Source, comment_marker
+from prevue.sweeper.alarms import raise_tokens_above_cluster
 from prevue.sweeper.run import Rule, Sweeper
 from prevue.testing.clock import FakeClock
+from prevue.testing.cluster import FakeCluster
 from prevue.testing.cluster import Rule as ClusterRule
 from prevue.testing.github.records import DeliveryResponse, Fault
 from prevue.testing.statestore_disk import RequestRow
@@ -443,6 +445,23 @@ async def test_tokens_are_raised_above_the_cluster_after_a_restore(world: World,
     world.values = {"changed": True}
     await deployer.worker.handle(again)
     assert world.state(again) is RequestState.DEPLOYED
+
+
+async def test_start_gives_out_no_token_that_a_restore_may_have_lost(world: World, deployer: FakeDeployer) -> None:
+    """Claims of the lost time whose namespaces are gone left no annotation: nothing shows that there were any."""
+    message = await deployed(world, deployer)
+    kept = world.store.last_token
+    other = await deployed(world, deployer)
+    await deployer.worker.handle(world.close(other.pr_number))
+    lost = world.store.last_token
+    world.store.last_token = kept
+    cluster = FakeCluster(world.cluster)
+    assert await cluster.highest_fence() <= kept
+    await raise_tokens_above_cluster(deployer.store, cluster)
+    world.values = {"changed": True}
+    again = world.command(message.pr_number)
+    await deployer.worker.handle(again)
+    assert (world.request(again).token or 0) > lost
 
 
 async def test_request_that_is_open_for_too_long_is_an_alarm(world: World, deployer: FakeDeployer, clock: FakeClock) -> None:

@@ -16,8 +16,9 @@ from prevue.sweeper.repositories import KnownRepositories
 
 log = structlog.get_logger(__name__)
 
-TOKEN_MARGIN = 1_000
-"""Also skipped: tokens of lost claims that left no annotation, since they raised none or their namespace is gone."""
+TOKEN_MARGIN = 100_000
+"""Also skipped, at every start: tokens of lost claims that left no annotation, since they raised none or their namespace is gone. A restore
+that no annotation shows looks like any other start; a bigint has room for ninety million million of them."""
 OVERDUE_MAX = 20
 
 
@@ -25,24 +26,27 @@ class _Store(AlarmStore, TokenStore, Protocol):
     """Both ports."""
 
 
-async def raise_tokens_above_cluster(tokens: TokenStore, namespaces: NamespaceList) -> bool:
-    """Called before anybody claims; whether the sequence was behind the cluster, as after a restore.
+async def raise_tokens_above_cluster(tokens: TokenStore, namespaces: NamespaceList) -> None:
+    """Called before anybody claims: no token is given out that a lost part of this database may have given out.
 
     Every namespace with our label counts, whoever's it is: too large a token does no harm.
 
     Raises:
         ClusterUnavailable, StateStoreUnavailable: nobody may claim, since it is not known whether tokens would be given out again.
     """
-    return await _raise_above(tokens, await namespaces.highest_fence())
+    await _skip_tokens(tokens, await namespaces.highest_fence(), always=True)
 
 
-async def _raise_above(tokens: TokenStore, highest: int) -> bool:
+async def _skip_tokens(tokens: TokenStore, highest: int, *, always: bool) -> bool:
+    """Whether the sequence was behind `highest`, which was read before it."""
     last = await tokens.last_token()
-    if highest <= last:
-        return False
-    if await tokens.raise_tokens(above=highest + TOKEN_MARGIN):
-        log.warning("tokens were behind the cluster, as after a restore", action="tokens_raised", last=last, above=highest + TOKEN_MARGIN)
-    return True
+    is_behind = highest > last
+    if is_behind or always:
+        above = max(last, highest) + TOKEN_MARGIN
+        await tokens.raise_tokens(above=above)
+    if is_behind:
+        log.warning("tokens were behind the cluster, as after a restore", action="tokens_raised", last=last, above=above)
+    return is_behind
 
 
 class Alarms:
@@ -60,7 +64,7 @@ class Alarms:
     async def sweep(self) -> int:
         """One turn; returns how many alarms there are."""
         # A restore under a running deployer: it may have claimed already, with tokens that the fences refuse. It gets better ones now.
-        alarms = int(await _raise_above(self._store, await self._highest_fence_of_ours()))
+        alarms = int(await _skip_tokens(self._store, await self._highest_fence_of_ours(), always=False))
         overdue = await self._store.overdue(older_than_seconds=self._overdue_seconds, limit=OVERDUE_MAX)
         for one in overdue:
             log.error(
