@@ -75,6 +75,7 @@ def print_ledger(requests: Sequence[RequestView], events: Sequence[Mapping[str, 
         steps = of.get(request.id, [])
         begin = datetime.fromisoformat(str(steps[0]["at"])) if steps else request.registered_at
         who = f" by {request.requested_by}" if request.requested_by else ""
+        who += f", delivery {request.delivery_id}" if request.delivery_id else ""
         commit = f" {request.commit_sha[:12]}" if request.commit_sha else ""
         why = f" ({request.reason})" if request.reason else ""
         print_text(printable(f"request {request.id}: {request.action}{commit}, {request.source}{who}: {request.state}{why}"))

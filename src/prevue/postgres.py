@@ -16,7 +16,7 @@ import asyncpg
 
 from prevue.errors import ConfigError, OutageError
 
-SCHEMA_REVISION = "0002"
+SCHEMA_REVISION = "0003"
 """The migration that this version's code is written for; a test compares it with Alembic's head."""
 CONNECT_SECONDS_MAX = 5.0
 """A server that does not take a connection in this time is down for us."""

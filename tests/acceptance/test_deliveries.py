@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx2
@@ -188,3 +191,31 @@ async def test_text_that_is_no_command_is_ignored(stack: Any, github: LocalGitHu
         assert delivery["response"]["status_code"] == 200, body
     assert await stack.requests_of(pull) == []
     assert await github.answers(pull) == []
+
+
+@contextmanager
+def polling_deployer(stack: Any) -> Iterator[None]:
+    """`prevue deployer --poll-deliveries`, and neither the App nor another deployer."""
+    command = [sys.executable, "-m", "prevue", "deployer", "--poll-deliveries", "--config", ".prevue/prevue.yaml"]
+    with stack.without("github-app", "deployer"), (stack.home / "polling.log").open("wb") as log:
+        deployer = subprocess.Popen(command, cwd=stack.home, stdout=log, stderr=log)
+        try:
+            yield
+        finally:
+            deployer.terminate()
+            deployer.wait(30)
+
+
+async def test_without_a_public_webhook_address(stack: Any, github: LocalGitHub) -> None:
+    """Nobody listens for webhooks; commands and closes are read from GitHub's log."""
+    with polling_deployer(stack):
+        pull = await github.open_pull()
+        delivery = await github.delivery_of(await github.comment(pull))
+        assert delivery["response"]["status_code"] == 0
+        ready = await github.wait_answer(pull, "Preview ready", seconds=100)
+        assert await served_commit(ready.url) == pull.head_sha
+        await github.close(pull)
+        await github.wait_answer(pull, "Preview removed", seconds=100)
+        assert not stack.has_namespace(await stack.namespace(github, pull))
+    assert [(one["source"], one["state"]) for one in await stack.requests_of(pull)] == [("comment", "deployed"), ("close", "destroyed")]
+    assert len(await github.answers(pull)) == 2

@@ -55,6 +55,10 @@ async def test_a_failure_is_mended_by_the_next_commit(stack: Any, github: LocalG
     pull = await github.open_pull(OTHER, head_sha=sha("bad2"))
     await failed(stack, github, pull)
 
+    again_id = await github.comment(pull)
+    again = await github.wait_answer(pull, "Preview failed", "already exists", seconds=100, after=again_id)
+    assert "Preview failed" in again.text, "the same commit is tried again, and fails again"
+
     pushed = await github.push(pull, sha=sha("0000"))
     command_id = await github.comment(pushed)
     answer = await github.wait_answer(pull, "Preview ready", "Preview failed", "Preview given up", seconds=100, after=command_id)

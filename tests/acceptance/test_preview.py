@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 
 from prevue.local.client import LocalGitHub, served_commit, wait_for
 
@@ -56,6 +57,41 @@ async def test_a_new_commit_is_served_at_the_url(stack: Any, github: LocalGitHub
 
     assert answer.url == first.url
     assert await served_commit(answer.url) == pushed.head_sha
+    history = stack.history(await stack.namespace(github, pull), f"preview-pr-{pull.number}")
+    assert [(one["revision"], one["status"]) for one in history] == [(1, "superseded"), (2, "deployed")]
+
+
+async def test_a_forced_push_back_to_an_older_commit_deploys_it(stack: Any, github: LocalGitHub, deploy: Any) -> None:
+    """A, B, then A again: A counts as deployed once, and is not what runs."""
+    pull, first = await deploy()
+    answers = [first]
+    for commit in (await github.push(pull), await github.push(pull, sha=pull.head_sha)):
+        command_id = await github.comment(commit)
+        answers.append(await github.wait_answer(pull, "Preview ready", seconds=100, after=command_id))
+        assert await served_commit(first.url) == commit.head_sha
+    history = stack.history(await stack.namespace(github, pull), f"preview-pr-{pull.number}")
+    assert [(one["revision"], one["status"]) for one in history] == [(1, "superseded"), (2, "superseded"), (3, "deployed")]
+    assert [one.id for one in await github.answers(pull)] == [one.id for one in answers]
+
+
+async def test_changed_values_deploy_the_live_commit_again(stack: Any, github: LocalGitHub, deploy: Any) -> None:
+    """The operator changes a value and restarts the deployer; the next command on the same commit is no "already exists"."""
+    pull, first = await deploy()
+    settings = stack.home / ".prevue" / "prevue.yaml"
+    before = settings.read_text()
+    changed = yaml.safe_load(before)
+    changed["defaults"]["values"]["replicas"] = 2
+    try:
+        with stack.without("deployer"):
+            settings.write_text(yaml.safe_dump(changed))
+        command_id = await github.comment(pull)
+        second = await github.wait_answer(pull, "Preview ready", "already exists", seconds=100, after=command_id)
+    finally:
+        with stack.without("deployer"):
+            settings.write_text(before)
+    assert "Preview ready" in second.text
+    assert await served_commit(second.url) == pull.head_sha
+    assert second.url == first.url
     history = stack.history(await stack.namespace(github, pull), f"preview-pr-{pull.number}")
     assert [(one["revision"], one["status"]) for one in history] == [(1, "superseded"), (2, "deployed")]
 

@@ -87,6 +87,19 @@ async def test_tables_of_the_code_equal_the_migrated_schema(postgres_url: str) -
         await engine.dispose()
 
 
+@pytest.mark.parametrize("statement", ["UPDATE ledger SET event = 'finished'", "DELETE FROM ledger", "TRUNCATE ledger"])
+async def test_ledger_is_append_only_for_its_owner_too(connection: asyncpg.Connection, statement: str) -> None:
+    await connection.execute("INSERT INTO ledger (request_id, event) VALUES (1, 'registered')")
+    with pytest.raises(asyncpg.RestrictViolationError, match="append-only"):
+        await connection.execute(statement)
+
+
+async def test_ledger_may_be_cut_where_it_is_old(connection: asyncpg.Connection) -> None:
+    await connection.execute("INSERT INTO ledger (request_id, event, at) VALUES (1, 'registered', now() - interval '31 days')")
+    await connection.execute("DELETE FROM ledger WHERE at < now() - interval '30 days'")
+    assert await connection.fetchval("SELECT count(*) FROM ledger") == 0
+
+
 async def test_app_may_enqueue(app_postgres_url: str) -> None:
     async with PostgresEnqueuer.open(app_postgres_url) as enqueuer:
         await enqueuer.check()

@@ -244,12 +244,12 @@ class SimulatedProbe:
         self._process = process
         self._probe = FakeProbe(world.cluster)
 
-    async def probe(self, url: str, *, statuses: frozenset[int], timeout_seconds: float) -> None:
+    async def probe(self, url: str, *, statuses: frozenset[int], timeout_seconds: float) -> int:
         self._world.opportunity(self._process)
         if self._world.faults.draw("probe_fails"):
             self._world.cluster.fail_probe("it answered 502", times=1)
         await asyncio.sleep(self._world.random.uniform(0.01, 0.5))
-        await self._probe.probe(url, statuses=statuses, timeout_seconds=timeout_seconds)
+        return await self._probe.probe(url, statuses=statuses, timeout_seconds=timeout_seconds)
 
 
 class HelmChild:

@@ -177,8 +177,8 @@ class ClusterInspector(Protocol):
 class UrlProbe(Protocol):
     """Ask a preview's URL whether it answers."""
 
-    async def probe(self, url: str, *, statuses: frozenset[int], timeout_seconds: float) -> None:
-        """Return once the URL answers with one of `statuses`; redirects are not followed.
+    async def probe(self, url: str, *, statuses: frozenset[int], timeout_seconds: float) -> int:
+        """Return once the URL answers with one of `statuses`, and with which; redirects are not followed.
 
         Raises:
             NotReady: it did not in `timeout_seconds`; the text has the last answer.

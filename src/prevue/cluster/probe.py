@@ -34,7 +34,7 @@ class HttpProbe:
         async with httpx2.AsyncClient(verify=verify, follow_redirects=False, limits=limits, trust_env=trust_env) as client:
             yield cls(client)
 
-    async def probe(self, url: str, *, statuses: frozenset[int], timeout_seconds: float) -> None:
+    async def probe(self, url: str, *, statuses: frozenset[int], timeout_seconds: float) -> int:
         give_up = time.monotonic() + timeout_seconds
         pause = PAUSE_SECONDS
         while True:
@@ -43,7 +43,7 @@ class HttpProbe:
                 async with asyncio.timeout(min(max(rest, 0.1), ATTEMPT_SECONDS)):
                     status = await self._ask(url)
                 if status in statuses:
-                    return
+                    return status
                 last = f"HTTP {status}"
             except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError) as exc:
                 last = type(exc).__name__

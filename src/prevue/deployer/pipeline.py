@@ -296,8 +296,8 @@ class Pipeline:
             )
             url = url.rstrip("/") + "/" + plan.url_path.lstrip("/") if not plan.url else url
         with times.step("probe"):
-            await self._probe.probe(url, statuses=plan.url_statuses, timeout_seconds=plan.url_timeout_seconds)
-        times.facts["url"] = url
+            status = await self._probe.probe(url, statuses=plan.url_statuses, timeout_seconds=plan.url_timeout_seconds)
+        times.facts |= {"url": url, "url_status": status}
         return url
 
     async def _teardown(self, claim: Claim, times: StepTimes, outcome: RequestState, reason: Reason) -> Finish:

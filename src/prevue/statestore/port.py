@@ -289,6 +289,8 @@ class RequestView(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     commit_sha: str
     requested_by: str
+    delivery_id: str
+    """The webhook delivery that brought it first; empty: it was found on GitHub, or is one of ours."""
     attempts: int
     token: int | None
     reason: str

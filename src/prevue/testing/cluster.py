@@ -377,7 +377,7 @@ class FakeProbe:
         self._state = state
         self._step = step
 
-    async def probe(self, url: str, *, statuses: frozenset[int], timeout_seconds: float) -> None:
+    async def probe(self, url: str, *, statuses: frozenset[int], timeout_seconds: float) -> int:
         await asyncio.sleep(0)
         if self._step is not None:
             await self._step("probe")
@@ -387,6 +387,7 @@ class FakeProbe:
             raise NotReady(rule.reason)
         if self._state.served_commit(namespace) is None or 200 not in statuses:
             raise NotReady(f"{url} did not answer in {timeout_seconds:g} s")
+        return 200
 
 
 if TYPE_CHECKING:

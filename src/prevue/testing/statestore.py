@@ -346,7 +346,8 @@ class FakeStateStore(FakeReader, FakeSweep):
         request.state, request.reason, request.finished_at = outcome, reason.value, now
         request.error = request.error if error is None else storable(error)
         request.url = url
-        self._record(request.id, request.token, "finished", now, outcome=outcome.value, reason=reason.value)
+        details = {"outcome": outcome.value, "reason": reason.value, "error": storable(error or ""), "url": url}
+        self._record(request.id, request.token, "finished", now, **{name: value for name, value in details.items() if value})
         if not told:
             return
         row = self.disk.outbox.get((request.id, STATUS))

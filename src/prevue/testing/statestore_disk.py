@@ -123,6 +123,7 @@ def request_view(row: RequestRow) -> RequestView:
         state=row.state.value,
         commit_sha=row.message.commit_sha,
         requested_by=row.message.requested_by,
+        delivery_id=row.message.delivery_id,
         attempts=row.attempts,
         token=row.token,
         reason=row.reason,

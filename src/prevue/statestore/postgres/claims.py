@@ -164,7 +164,8 @@ class PostgresClaims:
                 raise StaleClaim
             if finish.tell and is_told(claim.message, finish.outcome, PreviewState(state_before)):
                 await _tell(connection, claim)
-            await _record(connection, claim, "finished", outcome=finish.outcome.value, reason=finish.reason.value)
+            details = {"outcome": finish.outcome.value, "reason": finish.reason.value, "error": finish.error, "url": finish.url}
+            await _record(connection, claim, "finished", **{name: value for name, value in details.items() if value})
 
     async def give_back(self, claim: Claim, *, delay: float, counted: bool, error: str) -> None:
         """Transient failure, or give-back; live stays as `begin` left it."""

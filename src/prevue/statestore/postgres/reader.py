@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import and_, exists, func, select, true
 
-from prevue.model import RequestState
+from prevue.model import RequestState, decode_message
 from prevue.statestore.port import PreviewView, RequestView
 from prevue.statestore.postgres.database import Database
 from prevue.statestore.postgres.tables import ledger, preview, request
@@ -118,7 +118,8 @@ def _prefixed(table: Any) -> list[Any]:
 
 def request_view(row: Any, prefix: str = "") -> RequestView:
     """A row of `request`, its columns perhaps with a prefix."""
-    return RequestView(**{name: row[prefix + name] for name in RequestView.__struct_fields__})
+    values = {name: row[prefix + name] for name in RequestView.__struct_fields__ if name != "delivery_id"}
+    return RequestView(delivery_id=decode_message(row[prefix + "message"]).delivery_id, **values)
 
 
 def _preview_view(row: Any, requests: list[RequestView]) -> PreviewView:

@@ -99,7 +99,7 @@ class ClusterContract:
         assert run.exit_code == 0, run.error
         await world.cluster.wait_ready(fence, run.manifest, LIMITS)
         url = await world.cluster.url(fence, run.manifest, UrlSource.NODE_PORT, host="127.0.0.1", timeout_seconds=10)
-        await world.probe.probe(url, statuses=frozenset({200}), timeout_seconds=20)
+        assert await world.probe.probe(url, statuses=frozenset({200}), timeout_seconds=20) == 200
 
     async def test_missing_foreign_image_fails_fast(self, world: World) -> None:
         fence = await raised(world, world.new_key(), 5)

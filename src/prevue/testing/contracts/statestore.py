@@ -290,7 +290,7 @@ class ClaimContract:
 
     async def test_finish_records_the_outcome_and_frees_the_preview(self, harness: StateStoreHarness) -> None:
         async with harness.open() as store:
-            claim = await claim_of(store, command(1))
+            claim = await claim_of(store, command(1, delivery_id="first"))
             await store.begin(claim, preview_state=PreviewState.DEPLOYING, deadline_seconds=DEADLINE_SECONDS)
             await store.finish(claim, lifecycle.deployed(live_of(claim), "http://one"))
             view = await store.preview("acme/hello", 1)
@@ -298,6 +298,7 @@ class ClaimContract:
             assert (view.state, view.url, view.commit_sha, view.token) == ("ready", "http://one", command(1).commit_sha, claim.token)
             [request] = view.requests
             assert (request.state, request.reason, request.url) == ("deployed", "ready", "http://one")
+            assert request.delivery_id == claim.message.delivery_id == "first"
             assert request.finished_at is not None
             await claim_of(store, command(2))
 
@@ -395,6 +396,7 @@ class ClaimContract:
             view = await store.preview("acme/hello", 1)
             assert view is not None
             assert view.error == "exit 1 ?."
+            assert (await store.ledger("acme/hello", 1))[-1]["error"] == "exit 1 ?.", "the evidence has the last log lines too"
 
     async def test_outage_is_said(self, harness: StateStoreHarness) -> None:
         async with harness.open() as store:
