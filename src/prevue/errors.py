@@ -71,6 +71,10 @@ class ClusterUnavailable(OutageError):
     """The Kubernetes API server does not answer, or asks for patience."""
 
 
+class ImpossibleEvent(PrevueError):
+    """A mistake of ours: the lifecycle has no such step. Nothing was written."""
+
+
 class PermanentError(PrevueError):
     """Trying again would change nothing; `details` (last log lines, say) are for the pull request."""
 

@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 
 from prevue.statestore.postgres import PostgresStateStore
+from prevue.testing.contracts.lifecycle import LifecycleContract
 from prevue.testing.contracts.outbox import OutboxContract
 from prevue.testing.contracts.statestore import ClaimContract
 from prevue.testing.contracts.statestore_harness import LIMITS, Rows, StateStoreHarness, Store
@@ -115,6 +116,14 @@ class TestFakeOutbox(Fake, OutboxContract):
 
 
 class TestFakeSweep(Fake, SweepContract):
+    pass
+
+
+class TestFakeLifecycle(Fake, LifecycleContract):
+    pass
+
+
+class TestPostgresLifecycle(Postgres, LifecycleContract):
     pass
 
 

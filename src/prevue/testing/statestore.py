@@ -10,10 +10,11 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from prevue.errors import StaleClaim
-from prevue.lifecycle import Finish, Reason
+from prevue.lifecycle import BEGUN, Finish, LiveAfter, PreviewEvent, Reason, RequestEvent, preview_step, request_step
 from prevue.model import (
     Action,
     Claim,
+    Live,
     Message,
     Order,
     PreviewKey,
@@ -63,10 +64,11 @@ class FakeStateStore(FakeReader, FakeSweep):
             preview.desired, preview.desired_request = order, request.id
         verdict = self._verdict(request, preview, now)
         if isinstance(verdict, Superseded):
-            self._end(request, RequestState.SUPERSEDED, Reason.NEWER_REQUEST, now)
+            self._end(request, RequestEvent.OVERTAKEN, Reason.NEWER_REQUEST, now)
         elif isinstance(verdict, Dead):
-            self._end(request, RequestState.DEAD, Reason.ATTEMPTS_SPENT, now)
-            preview.holder, preview.state, preview.changed_at = None, PreviewState.FAILED, now
+            self._end(request, RequestEvent.SPENT, Reason.ATTEMPTS_SPENT, now)
+            preview.holder = None
+            self._move(preview, PreviewEvent.SPENT, now)
         elif verdict is None:
             verdict = Granted(self._grant(request, preview, holder, now, granted_at_boottime))
         if is_new and request.message.effective_source is Source.COMMENT and not request.state.is_terminal:
@@ -94,7 +96,7 @@ class FakeStateStore(FakeReader, FakeSweep):
         if preview.lease_until <= now:
             raise StaleClaim
         preview.helm_deadline = now + timedelta(seconds=deadline_seconds)
-        preview.state, preview.live, preview.changed_at = preview_state, None, now
+        self._move(preview, BEGUN[preview_state], now)
         if values_digest:
             self.disk.requests[claim.request_id].values_digest = values_digest
         self._record(claim.request_id, claim.token, "began", now, state=preview_state.value, deadline_seconds=deadline_seconds)
@@ -105,23 +107,22 @@ class FakeStateStore(FakeReader, FakeSweep):
         now = await self._begin_transaction()
         preview, request = self._held(claim), self._claimed(claim)
         told = finish.tell and is_told(request.message, finish.outcome, preview.state)
+        self._move(preview, finish.preview_event, now, live=finish.live)
         self._free(preview, now)
         if finish.preview_state is not None:
-            is_ready = finish.preview_state is PreviewState.READY
-            preview.state = finish.preview_state
-            preview.live, preview.url = (finish.live, finish.url) if is_ready else (None, "")
+            preview.url = finish.url if preview.live is not None else ""
         if finish.ttl_seconds is not None:
             preview.expires_at = now + timedelta(seconds=finish.ttl_seconds) if finish.ttl_seconds > 0 else None
-        self._end(request, finish.outcome, finish.reason, now, error=finish.error, url=finish.url, told=told)
+        self._end(request, finish.request_event, finish.reason, now, error=finish.error, url=finish.url, told=told)
 
     async def give_back(self, claim: Claim, *, delay: float, counted: bool, error: str) -> None:
         """Transient failure or give-back."""
         now = await self._begin_transaction()
         preview, request = self._held(claim), self._claimed(claim)
         self._free(preview, now)
-        request.state, request.error = RequestState.WAITING, storable(error)
+        step = request_step(request.state, RequestEvent.ATTEMPT_FAILED if counted else RequestEvent.GIVEN_BACK)
+        request.state, request.attempts, request.error = step.to, request.attempts + step.attempts, storable(error)
         request.not_before = now + timedelta(seconds=delay)
-        request.attempts -= 0 if counted else 1
         self._record(request.id, claim.token, "given_back", now, counted=counted, delay=delay, error=error)
 
     async def waiting(self, key: PreviewKey) -> list[Message]:
@@ -290,7 +291,8 @@ class FakeStateStore(FakeReader, FakeSweep):
         preview.token, preview.holder, preview.holder_request = self.disk.last_token, holder, request.id
         preview.lease_until, preview.helm_deadline = now + timedelta(seconds=self.limits.lease_seconds), NEVER
         preview.changed_at = now
-        request.state, request.token, request.attempts = RequestState.CLAIMED, preview.token, request.attempts + 1
+        step = request_step(request.state, RequestEvent.GRANTED)
+        request.state, request.token, request.attempts = step.to, preview.token, request.attempts + step.attempts
         request.sent_at = now
         self._record(request.id, preview.token, "granted", now, attempt=request.attempts, holder=holder)
         return Claim(
@@ -324,6 +326,12 @@ class FakeStateStore(FakeReader, FakeSweep):
             raise StaleClaim
         return request
 
+    def _move(self, preview: PreviewRow, event: PreviewEvent, now: datetime, *, live: Live | None = None) -> None:
+        step = preview_step(preview.state, event)
+        preview.state, preview.changed_at = step.to, now
+        if step.live is not LiveAfter.AS_BEFORE:
+            preview.live = live if step.live is LiveAfter.FOUND else None
+
     def _free(self, preview: PreviewRow, now: datetime) -> None:
         preview.holder, preview.holder_request, preview.changed_at = None, None, now
         preview.lease_until, preview.helm_deadline = NEVER, NEVER
@@ -331,7 +339,7 @@ class FakeStateStore(FakeReader, FakeSweep):
     def _end(
         self,
         request: RequestRow,
-        outcome: RequestState,
+        event: RequestEvent,
         reason: Reason,
         now: datetime,
         *,
@@ -340,6 +348,7 @@ class FakeStateStore(FakeReader, FakeSweep):
         told: bool | None = None,
     ) -> None:
         """A terminal state and its outbox row; `error` None keeps that of the last attempt."""
+        outcome = request_step(request.state, event).to
         preview = self.disk.previews[request.message.key]
         if told is None:
             told = is_told(request.message, outcome, preview.state)

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from prevue.clock import Clock
 from prevue.errors import StaleClaim
-from prevue.lifecycle import Finish
+from prevue.lifecycle import Finish, LiveAfter, preview_step
 from prevue.model import (
     Claim,
     Live,
@@ -148,11 +148,11 @@ class PostgresClaims:
             state_before = await connection.scalar(select(preview.c.state).where(_holds(claim)).with_for_update())
             if state_before is None:
                 raise StaleClaim
+            step = preview_step(PreviewState(state_before), finish.preview_event)
             values: dict[str, Any] = {}
-            if finish.preview_state is not None:
-                is_ready = finish.preview_state is PreviewState.READY
-                values = {"state": finish.preview_state.value, "url": finish.url if is_ready else ""}
-                values |= _live(finish.live if is_ready else None)
+            if step.live is not LiveAfter.AS_BEFORE:
+                is_found = step.live is LiveAfter.FOUND
+                values = {"state": step.to.value, "url": finish.url if is_found else "", **_live(finish.live if is_found else None)}
             if finish.ttl_seconds is not None:
                 values["expires_at"] = NOW + timedelta(seconds=finish.ttl_seconds) if finish.ttl_seconds > 0 else None
             await _free(connection, claim, values)

@@ -77,6 +77,7 @@ class OutboxContract:
             [acknowledgement] = await due_items(store)
             await store.sent(acknowledgement, comment_id=55)
             assert await due_items(store) == []
+            await store.begin(claim, preview_state=PreviewState.DEPLOYING, deadline_seconds=DEADLINE_SECONDS)
             await store.finish(claim, lifecycle.deployed(live_of(claim), "http://one"))
             [outcome] = await due_items(store)
             assert (outcome.kind, outcome.version, outcome.known_comment_id) == (acknowledgement.kind, 2, 55)

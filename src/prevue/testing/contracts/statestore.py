@@ -233,6 +233,7 @@ class ClaimContract:
                 with pytest.raises(StaleClaim):
                     await store.give_back(old, delay=0, counted=counted, error="stale")
             assert await harness.rows() == before
+            await store.begin(new, preview_state=PreviewState.DEPLOYING, deadline_seconds=DEADLINE_SECONDS)
             await store.finish(new, lifecycle.deployed(live_of(new), "http://new"))
 
     async def test_token_grows_with_every_claim_of_any_preview(self, harness: StateStoreHarness) -> None:
@@ -254,6 +255,7 @@ class ClaimContract:
     async def test_begin_makes_live_unknown(self, harness: StateStoreHarness) -> None:
         async with harness.open() as store:
             first = await claim_of(store, command(1))
+            await store.begin(first, preview_state=PreviewState.DEPLOYING, deadline_seconds=DEADLINE_SECONDS)
             await store.finish(first, lifecycle.deployed(live_of(first), "http://one"))
             second = await claim_of(store, command(2))
             assert (second.preview_state, second.live, second.url) == (PreviewState.READY, live_of(first), "http://one")
@@ -328,6 +330,7 @@ class ClaimContract:
     async def test_finish_without_a_preview_state_keeps_what_is_live(self, harness: StateStoreHarness) -> None:
         async with harness.open() as store:
             first = await claim_of(store, command(1))
+            await store.begin(first, preview_state=PreviewState.DEPLOYING, deadline_seconds=DEADLINE_SECONDS)
             await store.finish(first, lifecycle.deployed(live_of(first), "http://one"))
             await store.finish(await claim_of(store, command(2)), lifecycle.already_live("http://one"))
             third = await claim_of(store, command(3))
@@ -336,8 +339,10 @@ class ClaimContract:
     async def test_failure_and_teardown_leave_nothing_live(self, harness: StateStoreHarness) -> None:
         async with harness.open() as store:
             first = await claim_of(store, command(1))
+            await store.begin(first, preview_state=PreviewState.DEPLOYING, deadline_seconds=DEADLINE_SECONDS)
             await store.finish(first, lifecycle.deployed(live_of(first), "http://one"))
             second = await claim_of(store, command(2))
+            await store.begin(second, preview_state=PreviewState.DEPLOYING, deadline_seconds=DEADLINE_SECONDS)
             await store.finish(second, lifecycle.failed(Reason.NOT_READY, "crashed", began=True))
             third = await claim_of(store, close(3))
             assert (third.preview_state, third.live, third.url) == (PreviewState.FAILED, None, "")

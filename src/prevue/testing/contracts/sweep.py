@@ -14,6 +14,7 @@ from prevue.statestore.port import Dead, Done, Granted, InProgress, Superseded
 from prevue.statestore.rules import DROPPED, REPLAYED
 from prevue.testing.contracts.statestore_harness import (
     ATTEMPTS_MAX,
+    DEADLINE_SECONDS,
     INSTALLATION,
     LEASE_SECONDS,
     StateStoreHarness,
@@ -31,6 +32,7 @@ TORN_DOWN = lifecycle.torn_down(RequestState.DESTROYED, Reason.TORN_DOWN, tell=T
 async def deployed(store: Store, number: int, *, pr_number: int = 1, ttl_seconds: float = 0) -> Claim:
     """A preview that is ready."""
     claim = await claim_of(store, command(number, pr_number=pr_number))
+    await store.begin(claim, preview_state=PreviewState.DEPLOYING, deadline_seconds=DEADLINE_SECONDS)
     await store.finish(claim, lifecycle.deployed(live_of(claim), "http://x/", ttl_seconds=ttl_seconds))
     return claim
 
@@ -91,6 +93,7 @@ class SweepContract:
             assert message == command(1)
             claim = await claim_of(store, replay_of(letter.id, message))
             assert (claim.attempt, claim.order, claim.request_id != letter.id) == (1, command(1).order, True)
+            await store.begin(claim, preview_state=PreviewState.DEPLOYING, deadline_seconds=DEADLINE_SECONDS)
             await store.finish(claim, lifecycle.deployed(live_of(claim), "http://x/"))
             assert await store.register_and_claim(replay_of(letter.id, message), holder="worker-1") == Done(RequestState.DEPLOYED)
 
