@@ -65,7 +65,8 @@ async def test_a_forced_push_back_to_an_older_commit_deploys_it(stack: Any, gith
     """A, B, then A again: A counts as deployed once, and is not what runs."""
     pull, first = await deploy()
     answers = [first]
-    for commit in (await github.push(pull), await github.push(pull, sha=pull.head_sha)):
+    for sha in (None, pull.head_sha):
+        commit = await github.push(pull, **({"sha": sha} if sha else {}))
         command_id = await github.comment(commit)
         answers.append(await github.wait_answer(pull, "Preview ready", seconds=100, after=command_id))
         assert await served_commit(first.url) == commit.head_sha

@@ -212,8 +212,16 @@ def tombstone_with_a_namespace(world: World, message: Message) -> None:
 def registered_twice(world: World, message: Message) -> None:
     row = row_of(world, message)
     world.store.requests[50] = msgspec_copy(row, 50)
-    world.store.ledger.append(LedgerRow(50, None, "finished", world.clock.now(), {}))
+    for event in ("registered", "granted", "finished"):
+        world.store.ledger.append(LedgerRow(50, None, event, world.clock.now(), {"outcome": row.state.value}))
     world.store.outbox[50, "status"] = world.store.outbox[row.id, "status"]
+
+
+def ended_as_another_state(world: World, message: Message) -> None:
+    """Its ledger says that it was rejected, its row that it was deployed."""
+    row = row_of(world, message)
+    (ended,) = [one for one in world.store.ledger if one.request_id == row.id and one.event == "finished"]
+    ended.details["outcome"] = RequestState.REJECTED.value
 
 
 def msgspec_copy(row: RequestRow, number: int) -> RequestRow:
@@ -234,13 +242,17 @@ def msgspec_copy(row: RequestRow, number: int) -> RequestRow:
         (ended_twice, {Invariant.ONE_OUTCOME_PER_REQUEST}),
         (untold, {Invariant.NOTHING_ENDS_WITHOUT_A_WORD}),
         (unsent, {Invariant.NOTHING_ENDS_WITHOUT_A_WORD}),
-        (dead_in_silence, {Invariant.DEAD_LETTER_IS_ANNOUNCED, Invariant.NOTHING_ENDS_WITHOUT_A_WORD}),
+        (
+            dead_in_silence,
+            {Invariant.DEAD_LETTER_IS_ANNOUNCED, Invariant.NOTHING_ENDS_WITHOUT_A_WORD, Invariant.ONE_OUTCOME_PER_REQUEST},
+        ),
         (comment_is_gone, {Invariant.ONE_STATUS_COMMENT_PER_COMMAND}),
         (comment_stands_twice, {Invariant.ONE_STATUS_COMMENT_PER_COMMAND}),
-        (token_given_twice, {Invariant.ONE_MUTATING_WORKER_PER_RELEASE}),
+        (token_given_twice, {Invariant.ONE_MUTATING_WORKER_PER_RELEASE, Invariant.ONE_OUTCOME_PER_REQUEST}),
         (fence_above_the_sequence, {Invariant.ONE_MUTATING_WORKER_PER_RELEASE}),
-        (written_after_the_claim_was_lost, {Invariant.NO_WRITE_AFTER_LOST_CLAIM}),
-        (older_began_later, {Invariant.GENERATION_NEVER_DECREASES}),
+        (written_after_the_claim_was_lost, {Invariant.NO_WRITE_AFTER_LOST_CLAIM, Invariant.ONE_OUTCOME_PER_REQUEST}),
+        (older_began_later, {Invariant.GENERATION_NEVER_DECREASES, Invariant.ONE_OUTCOME_PER_REQUEST}),
+        (ended_as_another_state, {Invariant.ONE_OUTCOME_PER_REQUEST}),
         (older_is_live, {Invariant.NEWEST_WINS, Invariant.READY_MEANS_READY_AT_THAT_COMMIT}),
         (nothing_is_desired_of_it, {Invariant.NEWEST_WINS}),
         (release_is_another_commits, {Invariant.READY_MEANS_READY_AT_THAT_COMMIT}),

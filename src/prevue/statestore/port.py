@@ -367,7 +367,7 @@ class AuditEvent(msgspec.Struct, frozen=True, kw_only=True):
     token: int | None
     event: str
     state: str
-    """Of `began`: the preview's new state."""
+    """Of `began`: the preview's new state; of `finished`: the request's."""
 
 
 class AuditCase(msgspec.Struct, frozen=True, kw_only=True):

@@ -132,7 +132,12 @@ class FakeSweep(FakeStore):
             release=row.releases[0],
             requests=[self._audit_request(one, now) for one in requests],
             events=[
-                AuditEvent(request_id=one.request_id, token=one.token, event=one.event, state=str(one.details.get("state", "")))
+                AuditEvent(
+                    request_id=one.request_id,
+                    token=one.token,
+                    event=one.event,
+                    state=str(one.details.get("state", one.details.get("outcome", ""))),
+                )
                 for one in self.disk.ledger
                 if one.request_id in ids
             ],

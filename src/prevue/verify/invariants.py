@@ -11,9 +11,10 @@ from enum import StrEnum
 
 import msgspec
 
-from prevue.lifecycle import Reason
+from prevue.errors import ImpossibleEvent
+from prevue.lifecycle import Reason, RequestEvent, request_step
 from prevue.model import Action, PreviewState, RequestState, Source
-from prevue.statestore.port import AuditCase, AuditRequest
+from prevue.statestore.port import AuditCase, AuditEvent, AuditRequest
 
 
 class Invariant(StrEnum):
@@ -62,6 +63,7 @@ def check_case(case: AuditCase, patience: Patience) -> Iterator[Violation]:
     """Every violation in what is stored about one preview."""
     for request in case.requests:
         yield from _check_request(case, request, patience)
+        yield from _check_path(case, request)
     yield from _check_events(case)
     yield from _check_newest(case)
     identities = [(one.message.effective_source, one.message.effective_source_id) for one in case.requests]
@@ -97,6 +99,37 @@ def _check_request(case: AuditCase, request: AuditRequest, patience: Patience) -
     if request.told_version is not None and not request.is_sent and request.age_seconds > patience.told_seconds:
         text = f"{request.state} for {request.age_seconds:.0f} s, and its comment is not written"
         yield _violation(Invariant.NOTHING_ENDS_WITHOUT_A_WORD, case, text, request)
+
+
+def _check_path(case: AuditCase, request: AuditRequest) -> Iterator[Violation]:
+    """Its ledger is a way through the lifecycle's table, from its registration to the state that its row has."""
+    state: RequestState | None = None
+    for event in case.events:
+        if event.request_id == request.id and (happened := _request_event(event)) is not None:
+            try:
+                state = request_step(state, happened).to
+            except ImpossibleEvent as exc:
+                yield _violation(Invariant.ONE_OUTCOME_PER_REQUEST, case, f"its ledger has an impossible step: {exc}", request)
+                return
+    if state is not request.state:
+        text = f"its ledger ends at {state or 'nothing'}, its row says {request.state}"
+        yield _violation(Invariant.ONE_OUTCOME_PER_REQUEST, case, text, request)
+
+
+def _request_event(event: AuditEvent) -> RequestEvent | None:
+    """What a row of the ledger is to its request; None: only evidence."""
+    match event.event:
+        case "registered" | "granted":
+            return RequestEvent(event.event)
+        case "given_back":
+            return RequestEvent.GIVEN_BACK
+        case "finished":
+            # Written by T1 it may have been overtaken or spent: the way to `superseded` is the same for both, from wherever it was.
+            if event.state in (RequestState.SUPERSEDED, RequestState.DEAD):
+                return RequestEvent.SPENT if event.state == RequestState.DEAD else RequestEvent.OVERTAKEN
+            return next((one for one in RequestEvent if one == event.state), None)
+        case _:
+            return None
 
 
 def _check_events(case: AuditCase) -> Iterator[Violation]:

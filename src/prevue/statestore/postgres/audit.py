@@ -43,7 +43,7 @@ class PostgresAudit:
             events = list(
                 (
                     await connection.execute(
-                        select(ledger.c.request_id, ledger.c.token, ledger.c.event, ledger.c.details["state"].astext.label("state"))
+                        select(ledger.c.request_id, ledger.c.token, ledger.c.event, _STATE)
                         .join(request, request.c.id == ledger.c.request_id)
                         .where(is_request)
                         .order_by(ledger.c.id)
@@ -63,6 +63,9 @@ class PostgresAudit:
                 AuditEvent(request_id=one["request_id"], token=one["token"], event=one["event"], state=one["state"] or "") for one in events
             ],
         )
+
+
+_STATE = func.coalesce(ledger.c.details["state"].astext, ledger.c.details["outcome"].astext).label("state")
 
 
 def _case() -> Any:
