@@ -6,8 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 from tests.simulation.world import Settings
+
+from prevue import lifecycle
+from prevue.testing import statestore
 
 Plant = Callable[[], list[Any]]
 
@@ -45,11 +49,21 @@ def bug(what: str, *, settings: Settings | None = None) -> Callable[[Plant], Pla
     return register
 
 
+def _any_step(table: dict[Any, Any]) -> Callable[[Any, Any], Any]:
+    """A look-up that also takes an event where it cannot happen: a planted bug is for the oracle to find, not for the fake's table."""
+    by_event = {event: step for (_, event), step in table.items()}
+    return lambda state, event: table.get((state, event), by_event[event])
+
+
 @contextmanager
 def planted(name: str) -> Iterator[Bug]:
     """Inside, the bug is there."""
     found = BUGS[name]
-    patches = found.plant()
+    patches = [
+        patch.object(statestore, "request_step", _any_step(lifecycle.REQUEST)),
+        patch.object(statestore, "preview_step", _any_step(lifecycle.PREVIEW)),
+        *found.plant(),
+    ]
     for each in patches:
         each.start()
     try:
