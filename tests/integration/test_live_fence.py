@@ -211,7 +211,7 @@ async def test_new_namespace_is_born_fenced(live_world: LiveWorld) -> None:
 
 
 async def test_fence_is_found_by_trying_it(live_world: LiveWorld) -> None:
-    assert await live_world.kubernetes.fence_kind() is FenceKind.POLICY
+    assert await live_world.kubernetes.fence_kind() is FenceKind.IDENTITY
     findings = await live_world.kubernetes.inspect()
     assert all(finding.ok for finding in findings), [finding for finding in findings if not finding.ok]
     assert len(findings) > 20
@@ -235,7 +235,7 @@ async def test_missing_rights_are_found_one_by_one(live_cluster: LiveCluster) ->
     kubeconfig = live_cluster.folder / "nobody.yaml"
     kubeconfig.write_bytes(msgspec.json.encode(document))
     async with KubernetesCluster.open(ClusterSettings(kubeconfig=str(kubeconfig))) as cluster:
-        assert await cluster.fence_kind() is FenceKind.NONE
+        assert await cluster.fence_kind() is FenceKind.LEASE
         missing = {finding.name for finding in await cluster.inspect() if not finding.ok}
     assert {
         "right: create namespaces",
