@@ -177,17 +177,17 @@ class LiveWorld:
 
     def helm_pids(self) -> list[int]:
         """Wrappers and Helms below this process, as /proc knows them; a wrapper before its Helm."""
-        return _descendants(os.getpid(), self.live.helm)
+        return descendants(os.getpid(), self.live.helm)
 
 
-def _descendants(pid: int, program: str) -> list[int]:
+def descendants(pid: int, program: str) -> list[int]:
     """Living processes below `pid` whose command line names `program`."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text().split():
             try:
                 command = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace")
-                found += [int(child)] * (program in command) + _descendants(int(child), program)
+                found += [int(child)] * (program in command) + descendants(int(child), program)
             except (FileNotFoundError, ProcessLookupError):
                 continue
     return found
