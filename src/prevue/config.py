@@ -134,11 +134,17 @@ class ClusterSettings(Struct, frozen=True, kw_only=True):
     """Context of that kubeconfig; empty: its current-context."""
     helm: str = "helm"
     """The Helm program (3.18 or newer, or 4): a name on PATH or a path."""
+    fence: str = "auto"
+    """How a worker that lost its claim is kept from writing: `identity` (each claim's Helm impersonates an account with the claim's number,
+    and an admission policy compares it), `token` (each claim has a token of its own, revoked at takeover) or `lease` (nothing but lease
+    and deadline: a paused machine can still write once it wakes). `auto`: the strongest that works, found by trying it; the policy is
+    installed where the account may. Any other is a demand: nothing weaker is started with. `prevue doctor` says which is in force."""
     fence_settle_seconds: float = 0
     """Wait after the fence was seen to bite. 2 where the control plane has several API servers (a regional GKE cluster), whose caches may
-    lag behind the one that was asked; each new deploy takes that much longer."""
+    lag behind the one that was asked; with `fence: token` 12, since each keeps an accepted token for 10 s. Each takeover takes that much
+    longer."""
     require_fence: bool = False
-    """Refuse to start where the admission policy is not in force; otherwise that is a warning, and `doctor` says it."""
+    """With `fence: auto`: refuse to work where nothing but the lease is left; otherwise that is a warning, and `doctor` says it."""
 
 
 class UrlSettings(Struct, frozen=True, kw_only=True):

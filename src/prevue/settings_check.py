@@ -23,6 +23,8 @@ PROCESSES: tuple[Process, ...] = ("github-app", "deployer", "sweeper", "operator
 
 URL_SOURCES = ("template", "node_port", "ingress", "load_balancer")
 """`cluster.port.UrlSource`, in words: the App checks settings too, and reaches no cluster code."""
+FENCES = ("auto", "identity", "token", "lease")
+"""`cluster.port.FenceKind`, and `auto`."""
 QUEUE_SCHEMES = ("postgresql", "postgres")
 STATESTORE_SCHEMES = ("postgresql", "postgres")
 LEASE_SECONDS_MIN = 2.0
@@ -243,6 +245,7 @@ class _Checker:
             self._required("cluster.name", "previews remember their cluster by it")
         if not cluster.helm:
             self._required("cluster.helm", "a name on PATH or a path")
+        self._one_of("cluster.fence", cluster.fence, FENCES)
         if kubeconfig and cluster.kubeconfig and not Path(cluster.kubeconfig).is_file():
             self._error("cluster.kubeconfig", f"there is no file {cluster.kubeconfig}")
 

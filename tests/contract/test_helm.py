@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from prevue.cluster.port import FenceKind
 from prevue.testing.contracts.helm import HelmContract
-from prevue.testing.contracts.live import LiveWorld, live_cluster, live_world
+from prevue.testing.contracts.live import LiveWorld, live_cluster, live_token_world, live_world
 from prevue.testing.contracts.worlds import FakeWorld
 
-__all__ = ["live_cluster", "live_world"]
+__all__ = ["live_cluster", "live_token_world", "live_world"]
 
 
 class TestFakeHelm(HelmContract):
@@ -19,6 +20,14 @@ class TestFakeHelm(HelmContract):
         return FakeWorld()
 
 
+class TestFakeHelmByToken(HelmContract):
+    """The fake, with a token for each claim."""
+
+    @pytest.fixture
+    def world(self) -> FakeWorld:
+        return FakeWorld(FenceKind.TOKEN)
+
+
 @pytest.mark.cluster
 @pytest.mark.timeout(120, func_only=True)  # building the cluster on a new machine does not count
 class TestHelmCommand(HelmContract):
@@ -27,3 +36,13 @@ class TestHelmCommand(HelmContract):
     @pytest.fixture
     def world(self, live_world: LiveWorld) -> LiveWorld:
         return live_world
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(120, func_only=True)
+class TestHelmCommandByToken(HelmContract):
+    """The same with a token for each claim."""
+
+    @pytest.fixture
+    def world(self, live_token_world: LiveWorld) -> LiveWorld:
+        return live_token_world

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
 from typing import Any
 
 import msgspec
 import pytest
 
-from prevue.cluster.api import METADATA_LIST_ONLY, Api, ApiError, as_claim, load_access
+from prevue.cluster.api import Api, ApiError, as_claim, load_access
 from prevue.cluster.fence import LABEL_MANAGED
-from prevue.cluster.objects import MetadataList
-from prevue.cluster.port import FENCE_ANNOTATION, Fence, FenceKind
+from prevue.cluster.port import FENCE_ANNOTATION, FENCED_BY_ANNOTATION, FenceKind
 from prevue.config import ClusterSettings
 from prevue.testing.contracts.live import LiveCluster, LiveWorld, live_cluster, live_world, web_objects
 from prevue.testing.contracts.worlds import RELEASE, install, namespace_of, raised
@@ -23,58 +19,6 @@ __all__ = ["live_cluster", "live_world"]
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120, func_only=True)]
 
 A = "a" * 40
-MANY = 400
-"""ConfigMaps: a Helm that applies them is long enough at it to be stopped in the middle."""
-
-
-async def config_maps(api: Api, fence: Fence) -> int:
-    """How many of the release's ConfigMaps are there."""
-    path = f"/api/v1/namespaces/{fence.namespace}/configmaps"
-    found = await api.call("GET", path, headers=as_claim(fence.namespace, fence.token), accept=METADATA_LIST_ONLY)
-    return sum(item.metadata.name.startswith("many-") for item in msgspec.json.decode(found, type=MetadataList).items or ())
-
-
-async def stopped_in_mid_apply(world: LiveWorld, stale: Fence) -> list[int]:
-    """Wait until Helm has applied something, stop it and its wrapper; their ids."""
-    async with Api.open(load_access(ClusterSettings(kubeconfig=str(world.live.kubeconfig)))) as api:
-        while not await config_maps(api, stale):  # noqa: ASYNC110  the API server is asked, it has no event for us
-            await asyncio.sleep(0.005)
-        helms = world.helm_pids()
-        for pid in reversed(helms):
-            os.kill(pid, signal.SIGSTOP)
-        await asyncio.sleep(0.5)  # what was on its way arrives
-        assert 0 < await config_maps(api, stale) < MANY
-    return helms
-
-
-async def test_stale_helm_that_was_stopped_in_mid_apply_changes_nothing(live_world: LiveWorld) -> None:
-    """The deployer and its Helm are stopped (SIGSTOP), the preview is taken over, then they go on: not one object changes."""
-    world = live_world
-    key = world.new_key()
-    stale = await raised(world, key, 5)
-    objects = [
-        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"many-{number:04}"}, "data": {"commit": A}}
-        for number in range(MANY)
-    ]
-    spec = world.spec_of(stale.namespace, A, stale.token, objects)
-    kubeconfig = world.cluster.kubeconfig(stale)
-    task = asyncio.create_task(world.helm.upgrade_install(spec, kubeconfig=kubeconfig, deadline=world.deadline(120)))
-    helms = await stopped_in_mid_apply(world, stale)
-    newer = await raised(world, key, 6)
-    before = await world.snapshot(stale.namespace)
-    for pid in helms:
-        os.kill(pid, signal.SIGCONT)
-    run = await task
-    assert run.exit_code != 0
-    assert "stale fencing token" in run.error
-    assert await world.snapshot(stale.namespace) == before
-    # The new holder recovers what was left.
-    record = await world.cluster.release(newer, RELEASE)
-    assert record is not None
-    assert record.status == "pending-install"
-    await world.helm.uninstall(newer.namespace, RELEASE, kubeconfig=world.cluster.kubeconfig(newer), deadline=world.deadline(60))
-    assert await world.snapshot(stale.namespace) == {}
-    assert (await install(world, newer, A)).exit_code == 0
 
 
 async def test_stale_writes_of_every_kind_are_refused(live_world: LiveWorld) -> None:
@@ -204,6 +148,7 @@ async def test_new_namespace_is_born_fenced(live_world: LiveWorld) -> None:
     raw = live_world.live.kubectl("get", "namespace", namespace_of(key), "-o", "json")
     meta = msgspec.json.decode(raw)["metadata"]
     assert meta["annotations"][FENCE_ANNOTATION] == "5"
+    assert meta["annotations"][FENCED_BY_ANNOTATION] == "identity"
     assert meta["labels"][LABEL_MANAGED] == "true"
     assert meta["labels"]["prevue.dev/repository-id"] == str(key.repository_id)
     assert meta["labels"]["prevue.dev/pull-request"] == "1"
@@ -211,7 +156,7 @@ async def test_new_namespace_is_born_fenced(live_world: LiveWorld) -> None:
 
 
 async def test_fence_is_found_by_trying_it(live_world: LiveWorld) -> None:
-    assert await live_world.kubernetes.fence_kind() is FenceKind.POLICY
+    assert await live_world.kubernetes.fence_kind() is FenceKind.IDENTITY
     findings = await live_world.kubernetes.inspect()
     assert all(finding.ok for finding in findings), [finding for finding in findings if not finding.ok]
     assert len(findings) > 20
@@ -235,7 +180,7 @@ async def test_missing_rights_are_found_one_by_one(live_cluster: LiveCluster) ->
     kubeconfig = live_cluster.folder / "nobody.yaml"
     kubeconfig.write_bytes(msgspec.json.encode(document))
     async with KubernetesCluster.open(ClusterSettings(kubeconfig=str(kubeconfig))) as cluster:
-        assert await cluster.fence_kind() is FenceKind.NONE
+        assert await cluster.fence_kind() is FenceKind.LEASE
         missing = {finding.name for finding in await cluster.inspect() if not finding.ok}
     assert {
         "right: create namespaces",

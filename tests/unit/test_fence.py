@@ -11,13 +11,15 @@ import pytest
 
 from prevue.cluster.api import Api
 from prevue.cluster.fence import Fences, ownership_labels
-from prevue.cluster.port import FENCE_ANNOTATION, Fence, FenceKind
+from prevue.cluster.port import FENCE_ANNOTATION, FENCED_BY_ANNOTATION, Fence, FenceKind
+from prevue.cluster.rights import ROLE, Binding, service_account
 from prevue.cluster.watches import Watches
 from prevue.errors import ClusterUnavailable, NamespaceTerminating, StaleClaim
 from prevue.model import PreviewKey
 
 KEY = PreviewKey("github.com", 42, 7)
-FENCE = Fence(namespace="pv", token=5, uid="u", resource_version="10", kind=FenceKind.POLICY)
+FENCE = Fence(namespace="pv", token=5, uid="u", resource_version="10", kind=FenceKind.IDENTITY)
+BINDINGS = [Binding("prevue-deployer", ROLE, service_account("pv", "deployer"))]
 DENIED = "configmaps \"x\" is forbidden: ValidatingAdmissionPolicy 'prevue-fence' with binding 'prevue-fence' denied request: "
 STALE = DENIED + "stale fencing token"
 BROKEN = DENIED + "expression failed"
@@ -81,10 +83,10 @@ async def fences_of() -> AsyncIterator[FencesOf]:
 
 async def test_create_carries_everything(fences_of: FencesOf) -> None:
     script = Script(("POST", namespace(5, 10)), ("POST", {}))
-    fence = await fences_of(script).raise_(KEY, "pv", 5, create=True, kind=FenceKind.POLICY)
+    fence = await fences_of(script).raise_(KEY, "pv", 5, create=True, kind=FenceKind.IDENTITY, bindings=BINDINGS)
     assert fence == msgspec.structs.replace(FENCE, created=True)
     body = msgspec.json.decode(script.asked[0].content)
-    assert body["metadata"]["annotations"] == {FENCE_ANNOTATION: "5"}
+    assert body["metadata"]["annotations"] == {FENCE_ANNOTATION: "5", FENCED_BY_ANNOTATION: "identity"}
     assert body["metadata"]["labels"].items() >= ownership_labels(KEY).items()
     assert script.asked[1].url.path.endswith("/namespaces/pv/rolebindings")
 
@@ -100,7 +102,7 @@ async def test_conflict_is_read_again(fences_of: FencesOf) -> None:
         ("PATCH", namespace(5, 12)),
         ("POST", refused(409, "bound already")),
     )
-    fence = await fences_of(script).raise_(KEY, "pv", 5, create=True, kind=FenceKind.POLICY)
+    fence = await fences_of(script).raise_(KEY, "pv", 5, create=True, kind=FenceKind.IDENTITY, bindings=BINDINGS)
     assert fence is not None
     assert (fence.resource_version, fence.created) == ("12", False)
     swaps = [msgspec.json.decode(request.content)["metadata"] for request in script.asked if request.method == "PATCH"]
@@ -110,7 +112,7 @@ async def test_conflict_is_read_again(fences_of: FencesOf) -> None:
 async def test_loser_of_the_swap_is_stale(fences_of: FencesOf) -> None:
     script = Script(("GET", namespace(3, 10)), ("PATCH", refused(409, "modified")), ("GET", namespace(6, 11)))
     with pytest.raises(StaleClaim):
-        await fences_of(script).raise_(KEY, "pv", 5, create=False, kind=FenceKind.POLICY)
+        await fences_of(script).raise_(KEY, "pv", 5, create=False, kind=FenceKind.IDENTITY, bindings=BINDINGS)
     assert script.is_done
 
 
@@ -151,20 +153,20 @@ async def test_delete_of_anothers_namespace_is_stale(fences_of: FencesOf, other:
 
 
 @pytest.mark.parametrize(
-    ("stale", "rightful", "kind"),
+    ("stale", "rightful", "bites"),
     [
-        (refused(403, STALE), httpx2.Response(201, json={}), FenceKind.POLICY),
-        (refused(403, STALE), refused(403, STALE), FenceKind.NONE),
-        (httpx2.Response(201, json={}), None, FenceKind.NONE),
-        (refused(403, RBAC), None, FenceKind.NONE),
-        (refused(404, "not found"), None, FenceKind.NONE),
+        (refused(403, STALE), httpx2.Response(201, json={}), True),
+        (refused(403, STALE), refused(403, STALE), False),
+        (httpx2.Response(201, json={}), None, False),
+        (refused(403, RBAC), None, False),
+        (refused(404, "not found"), None, False),
     ],
 )
-async def test_kind_is_what_was_tried(
-    fences_of: FencesOf, stale: httpx2.Response, rightful: httpx2.Response | None, kind: FenceKind
+async def test_policy_bites_as_it_was_tried(
+    fences_of: FencesOf, stale: httpx2.Response, rightful: httpx2.Response | None, bites: bool
 ) -> None:
     script = Script(("POST", stale), *([("POST", rightful)] if rightful else []))
-    assert await fences_of(script).kind() is kind
+    assert await fences_of(script).policy_bites() is bites
     assert script.is_done
 
 
@@ -174,16 +176,16 @@ async def test_kind_is_what_was_tried(
 )
 async def test_api_server_in_trouble_is_an_outage(fences_of: FencesOf, answer: httpx2.Response | Exception) -> None:
     with pytest.raises(ClusterUnavailable):
-        await fences_of(Script(("POST", answer))).raise_(KEY, "pv", 5, create=True, kind=FenceKind.POLICY)
+        await fences_of(Script(("POST", answer))).raise_(KEY, "pv", 5, create=True, kind=FenceKind.IDENTITY, bindings=BINDINGS)
 
 
 async def test_patience_that_is_asked_for_is_passed_on(fences_of: FencesOf) -> None:
     answer = httpx2.Response(429, json={"message": "later"}, headers={"Retry-After": "7"})
     with pytest.raises(ClusterUnavailable) as failure:
-        await fences_of(Script(("POST", answer))).raise_(KEY, "pv", 5, create=True, kind=FenceKind.POLICY)
+        await fences_of(Script(("POST", answer))).raise_(KEY, "pv", 5, create=True, kind=FenceKind.IDENTITY, bindings=BINDINGS)
     assert failure.value.retry_after == 7
 
 
 async def test_read_over_a_connection_just_closed_is_tried_again(fences_of: FencesOf) -> None:
     script = Script(("GET", httpx2.RemoteProtocolError("closed")), ("GET", refused(404, "no")))
-    assert await fences_of(script).raise_(KEY, "pv", 5, create=False, kind=FenceKind.POLICY) is None
+    assert await fences_of(script).raise_(KEY, "pv", 5, create=False, kind=FenceKind.IDENTITY, bindings=BINDINGS) is None

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from prevue.cluster.api import ApiError, as_claim, claim_kubeconfig, load_access
+from prevue.cluster.api import ApiError, as_claim, claim_kubeconfig, impersonating, load_access
 from prevue.cluster.fence import fence_of, is_policy_refusal, ownership_labels
 from prevue.cluster.objects import Meta, Secret
-from prevue.cluster.port import Fence, FenceKind
 from prevue.cluster.releases import manifest_of
 from prevue.cluster.rendered import rendered_objects
 from prevue.config import ClusterSettings
@@ -101,8 +100,8 @@ contexts:
 def test_claims_kubeconfig_has_one_context_and_absolute_paths(tmp_path: Path) -> None:
     path = tmp_path / "kubeconfig"
     path.write_text(KUBECONFIG)
-    fence = Fence(namespace="pv-1", token=5, uid="", resource_version="", kind=FenceKind.POLICY)
-    made = json.loads(claim_kubeconfig(load_access(ClusterSettings(kubeconfig=str(path))), fence))
+    access = load_access(ClusterSettings(kubeconfig=str(path)))
+    made = json.loads(claim_kubeconfig(access, "pv-1", impersonating(access, "pv-1", 5)))
     assert made["users"] == [
         {
             "name": "claim",
@@ -111,7 +110,8 @@ def test_claims_kubeconfig_has_one_context_and_absolute_paths(tmp_path: Path) ->
     ]
     assert made["clusters"][0]["cluster"]["certificate-authority"] == str(tmp_path / "ca.crt")
     assert [item["context"]["namespace"] for item in made["contexts"]] == ["pv-1"]
-    made = json.loads(claim_kubeconfig(load_access(ClusterSettings(kubeconfig=str(path), context="b")), fence))
+    access = load_access(ClusterSettings(kubeconfig=str(path), context="b"))
+    made = json.loads(claim_kubeconfig(access, "pv-1", impersonating(access, "pv-1", 5)))
     assert made["users"][0]["user"]["client-key"] == str(tmp_path / "k.pem")
 
 

@@ -16,9 +16,10 @@ import msgspec
 import yaml
 from lightkube.config.client_adapter import ConnectionParams
 from lightkube.config.kubeconfig import KubeConfig, SingleConfig
+from lightkube.config.models import User
 from lightkube.core.exceptions import ConfigError as LightkubeConfigError
 
-from prevue.cluster.port import FENCE_ANNOTATION, Fence
+from prevue.cluster.port import FENCE_ANNOTATION
 from prevue.config import ClusterSettings
 from prevue.errors import ClusterUnavailable, ConfigError
 from prevue.masking import cut, without_secrets
@@ -35,6 +36,8 @@ JSON = "application/json"
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 METADATA_LIST_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 MERGE_PATCH = "application/merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"
+"""Server-side apply; JSON is YAML."""
 
 FENCE_HEADER = "Impersonate-Extra-" + FENCE_ANNOTATION.replace("/", "%2F")
 
@@ -47,6 +50,10 @@ class ApiError(Exception):
         self.status = status
         self.reason = reason
         self.message = message
+
+
+class Unauthorized(ClusterUnavailable):
+    """The API server does not know the caller's credential, or does not know it any more."""
 
 
 class _Status(msgspec.Struct, frozen=True):
@@ -96,22 +103,22 @@ def _absolute(part: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {name: str(folder / value) if name in files and value else value for name, value in part.items()}
 
 
-def claim_kubeconfig(access: Access, fence: Fence) -> str:
-    """A kubeconfig (JSON is YAML) that acts as the namespace's `deployer` with the claim's token, and has no other context."""
-    user = {
-        **access.user,
-        "as": deployer_user(fence.namespace),
-        "as-user-extra": {FENCE_ANNOTATION: [str(fence.token)]},
-    }
+def claim_kubeconfig(access: Access, namespace: str, user: Mapping[str, Any]) -> str:
+    """A kubeconfig (JSON is YAML) of this cluster with one user and no other context."""
     document = {
         "apiVersion": "v1",
         "kind": "Config",
         "current-context": "claim",
         "clusters": [{"name": "claim", "cluster": access.cluster}],
         "users": [{"name": "claim", "user": user}],
-        "contexts": [{"name": "claim", "context": {"cluster": "claim", "user": "claim", "namespace": fence.namespace}}],
+        "contexts": [{"name": "claim", "context": {"cluster": "claim", "user": "claim", "namespace": namespace}}],
     }
     return msgspec.json.encode(document).decode()
+
+
+def impersonating(access: Access, namespace: str, token: int) -> dict[str, Any]:
+    """A kubeconfig's user that acts as the namespace's `deployer` with the claim's token; `as_claim` is the same for a call."""
+    return {**access.user, "as": deployer_user(namespace), "as-user-extra": {FENCE_ANNOTATION: [str(token)]}}
 
 
 def deployer_user(namespace: str) -> str:
@@ -125,19 +132,28 @@ def as_claim(namespace: str, token: int) -> dict[str, str]:
 
 
 class Api:
-    """One HTTP client, shared by all calls and watches of a process."""
+    """One HTTP client, shared by all calls and watches of a process; `headers` go with each call."""
 
-    def __init__(self, client: httpx2.AsyncClient) -> None:
+    def __init__(self, client: httpx2.AsyncClient, headers: Mapping[str, str] | None = None) -> None:
         self._client = client
+        self._headers = dict(headers or {})
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, access: Access) -> AsyncIterator[Api]:
-        """Connections to the cluster of `access`, closed at the end."""
-        parameters = ConnectionParams(timeout=httpx2.Timeout(REQUEST_TIMEOUT_SECONDS)).httpx_params(access.config)
+    async def open(cls, access: Access, *, as_nobody: bool = False) -> AsyncIterator[Api]:
+        """Connections to the cluster of `access`, closed at the end; `as_nobody`: without its credentials, for callers with their own.
+
+        A client certificate would win over a bearer token, so the latter needs connections without it.
+        """
+        config = access.config._replace(user=User()) if as_nobody else access.config
+        parameters = ConnectionParams(timeout=httpx2.Timeout(REQUEST_TIMEOUT_SECONDS)).httpx_params(config)
         limits = httpx2.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX)
         async with httpx2.AsyncClient(**parameters, limits=limits) as client:
             yield cls(client)
+
+    def acting(self, headers: Mapping[str, str]) -> Api:
+        """The same connections in another name."""
+        return Api(self._client, headers)
 
     async def call(
         self,
@@ -155,7 +171,7 @@ class Api:
         Raises:
             ApiError: refused. ClusterUnavailable: no answer, a server error, or patience is asked for.
         """
-        all_headers = {"Accept": accept, **(headers or {})}
+        all_headers = {"Accept": accept, **self._headers, **(headers or {})}
         content = None
         if body is not None:
             content = msgspec.json.encode(body)
@@ -173,14 +189,14 @@ class Api:
                 return response.content
             raise _refusal(response.status_code, response.content, response.headers.get("retry-after", ""))
 
-    async def get(self, path: str, kind: type[T], *, headers: Mapping[str, str] | None = None, accept: str = JSON) -> T:
+    async def get(self, path: str, kind: type[T], *, accept: str = JSON) -> T:
         """One object, decoded."""
-        return msgspec.json.decode(await self.call("GET", path, headers=headers, accept=accept), type=kind)
+        return msgspec.json.decode(await self.call("GET", path, accept=accept), type=kind)
 
-    async def find(self, path: str, kind: type[T], *, headers: Mapping[str, str] | None = None, accept: str = JSON) -> T | None:
+    async def find(self, path: str, kind: type[T], *, accept: str = JSON) -> T | None:
         """One object, or None where there is none."""
         try:
-            return await self.get(path, kind, headers=headers, accept=accept)
+            return await self.get(path, kind, accept=accept)
         except ApiError as exc:
             if exc.status == httpx2.codes.NOT_FOUND:
                 return None
@@ -218,7 +234,9 @@ def _refusal(status: int, content: bytes, retry_after: str) -> ApiError | Cluste
     except msgspec.MsgspecError:
         said = _Status(message=content.decode(errors="replace"))
     message = cut(without_secrets(said.message), MESSAGE_CHARACTERS_MAX)
-    if status in (httpx2.codes.TOO_MANY_REQUESTS, httpx2.codes.UNAUTHORIZED) or status >= httpx2.codes.INTERNAL_SERVER_ERROR:
+    if status == httpx2.codes.UNAUTHORIZED:
+        return Unauthorized(f"the API server answers {status}: {message}")
+    if status == httpx2.codes.TOO_MANY_REQUESTS or status >= httpx2.codes.INTERNAL_SERVER_ERROR:
         wait = float(retry_after) if retry_after.isdecimal() else None
         return ClusterUnavailable(f"the API server answers {status}: {message}", retry_after=wait)
     return ApiError(status, said.reason, message)

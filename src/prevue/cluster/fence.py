@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Iterable
 from hashlib import sha256
 
 import msgspec
@@ -16,7 +17,8 @@ import structlog
 
 from prevue.cluster.api import MERGE_PATCH, METADATA_LIST_ONLY, METADATA_ONLY, Api, ApiError, as_claim
 from prevue.cluster.objects import Meta, Metadata, MetadataList
-from prevue.cluster.port import FENCE_ANNOTATION, Fence, FenceKind, OwnedNamespace
+from prevue.cluster.port import FENCE_ANNOTATION, FENCED_BY_ANNOTATION, Fence, FenceKind, OwnedNamespace
+from prevue.cluster.rights import HTTP_CONFLICT, HTTP_FORBIDDEN, HTTP_NOT_FOUND, Binding, bind
 from prevue.cluster.watches import Watches
 from prevue.errors import ClusterUnavailable, NamespaceForeign, NamespaceTerminating, StaleClaim
 from prevue.model import PreviewKey
@@ -31,8 +33,6 @@ LABEL_POD_SECURITY = "pod-security.kubernetes.io/enforce"
 POD_SECURITY = "baseline"
 
 POLICY = "prevue-fence"
-ROLE = "prevue-preview"
-BINDING = "prevue-deployer"
 CHECK_NAMESPACE = "prevue-fence-check"
 CHECK_TOKEN = 2
 """The annotation of the namespace in which the fence is tried (manifests/fence-policy.yaml)."""
@@ -46,9 +46,8 @@ SWAP_ATTEMPTS_MAX = 20
 DELETE_POLL_SECONDS = 5.0
 """The shared watch wakes us; this is for a watch that has silently died."""
 
-HTTP_CONFLICT = 409
-HTTP_NOT_FOUND = 404
-HTTP_FORBIDDEN = 403
+ENFORCED_SECONDS_MAX = 30.0
+"""A new policy is compiled and comes into force within a second or two."""
 
 
 def namespace_path(namespace: str) -> str:
@@ -81,10 +80,16 @@ class Fences:
         self._watches = watches
         self._settle_seconds = settle_seconds
 
-    async def raise_(self, key: PreviewKey, namespace: str, token: int, *, create: bool, kind: FenceKind) -> Fence | None:
-        """Step 3. A new preview is the common case: create first, look only where that is refused."""
+    async def raise_(
+        self, key: PreviewKey, namespace: str, token: int, *, create: bool, kind: FenceKind, bindings: Iterable[Binding]
+    ) -> Fence | None:
+        """Step 3. A new preview is the common case: create first, look only where that is refused.
+
+        The bindings are made at each raise, since a worker may have died before its first one.
+        """
+        annotations = {FENCE_ANNOTATION: str(token), FENCED_BY_ANNOTATION: kind.value}
         for _ in range(SWAP_ATTEMPTS_MAX):
-            meta = await self._create(key, namespace, token) if create else None
+            meta = await self._create(key, namespace, annotations) if create else None
             created = meta is not None
             if meta is None:
                 found = await self._api.find(namespace_path(namespace), Metadata, accept=METADATA_ONLY)
@@ -92,17 +97,19 @@ class Fences:
                     if not create:
                         return None
                     continue  # deleted between the two calls
-                meta = await self._swap(key, found.metadata, token)
+                self._check(key, found.metadata, token)
+                meta = await self._swap(found.metadata, annotations)
             if meta is not None:
-                await self._bind(namespace)
+                for binding in bindings:
+                    await bind(self._api, namespace, binding)
                 version = meta.resource_version
                 return Fence(namespace=namespace, token=token, uid=meta.uid, resource_version=version, kind=kind, created=created)
         raise ClusterUnavailable(f"the namespace {namespace} changes faster than it can be fenced")
 
-    async def _create(self, key: PreviewKey, namespace: str, token: int) -> Meta | None:
+    async def _create(self, key: PreviewKey, namespace: str, annotations: dict[str, str]) -> Meta | None:
         """Label, owner and annotation in one create: there is no moment in which the namespace is ours and has no fence."""
         labels = {**ownership_labels(key), LABEL_POD_SECURITY: POD_SECURITY}
-        body = {"metadata": {"name": namespace, "labels": labels, "annotations": {FENCE_ANNOTATION: str(token)}}}
+        body = {"metadata": {"name": namespace, "labels": labels, "annotations": annotations}}
         try:
             answer = await self._api.call("POST", "/api/v1/namespaces", body=body)
         except ApiError as exc:
@@ -111,12 +118,11 @@ class Fences:
             raise
         return msgspec.json.decode(answer, type=Metadata).metadata
 
-    async def _swap(self, key: PreviewKey, meta: Meta, token: int) -> Meta | None:
+    async def _swap(self, meta: Meta, annotations: dict[str, str]) -> Meta | None:
         """The compare-and-swap; None: somebody else wrote in between, read again."""
-        self._check(key, meta, token)
-        if meta.annotations.get(FENCE_ANNOTATION) == str(token):
+        if annotations.items() <= meta.annotations.items():
             return meta
-        body = {"metadata": {"resourceVersion": meta.resource_version, "uid": meta.uid, "annotations": {FENCE_ANNOTATION: str(token)}}}
+        body = {"metadata": {"resourceVersion": meta.resource_version, "uid": meta.uid, "annotations": annotations}}
         try:
             path = namespace_path(meta.name)
             answer = await self._api.call("PATCH", path, body=body, content_type=MERGE_PATCH)
@@ -134,18 +140,6 @@ class Fences:
             raise StaleClaim(f"the fence of {meta.name} is at {fence_of(meta)}, above {token}")
         if meta.deletion_timestamp:
             raise NamespaceTerminating(f"the namespace {meta.name} is still being deleted")
-
-    async def _bind(self, namespace: str) -> None:
-        """The rights of the namespace's `deployer`; repeated at each raise, since a worker may have died before its first one."""
-        subject = {"kind": "ServiceAccount", "name": "deployer", "namespace": namespace}
-        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": ROLE}
-        path = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings"
-        body = {"metadata": {"name": BINDING}, "roleRef": role, "subjects": [subject]}
-        try:
-            await self._api.call("POST", path, body=body)
-        except ApiError as exc:
-            if exc.status != HTTP_CONFLICT:
-                raise
 
     async def bites(self, fence: Fence) -> None:
         """Step 4. The API server takes annotation and rights from caches, each up to some 20 ms late.
@@ -166,6 +160,10 @@ class Fences:
                 raise ClusterUnavailable(f"the fence of {fence.namespace} did not bite in {BITE_SECONDS_MAX:g} s; last: {refusal}")
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, BITE_PAUSE_SECONDS_MAX)
+        await self.settle()
+
+    async def settle(self) -> None:
+        """After a stale worker was seen refused."""
         if self._settle_seconds:
             # Several API servers have a cache each, and only one of them answered.
             await asyncio.sleep(self._settle_seconds)
@@ -187,12 +185,19 @@ class Fences:
             return exc
         return None
 
-    async def kind(self) -> FenceKind:
+    async def policy_bites(self) -> bool:
         """Tried in a namespace that is there for it: one below its annotation is refused by the policy, the annotation itself passes."""
         stale = await self.try_write(CHECK_NAMESPACE, CHECK_TOKEN - 1)
-        if stale is None or not is_policy_refusal(stale):
-            return FenceKind.NONE
-        return FenceKind.POLICY if await self.try_write(CHECK_NAMESPACE, CHECK_TOKEN) is None else FenceKind.NONE
+        return stale is not None and is_policy_refusal(stale) and await self.try_write(CHECK_NAMESPACE, CHECK_TOKEN) is None
+
+    async def policy_comes_into_force(self) -> bool:
+        """Wait for a policy that was installed a moment ago; False: it does not bite."""
+        give_up = time.monotonic() + ENFORCED_SECONDS_MAX
+        while not await self.policy_bites():
+            if time.monotonic() >= give_up:
+                return False
+            await asyncio.sleep(BITE_PAUSE_SECONDS_MAX)
+        return True
 
     async def delete(self, fence: Fence, *, timeout_seconds: float) -> None:
         """Step 9: DELETE with the preconditions of our own raise; 409 means that it was written to, by us or by a newer claim."""

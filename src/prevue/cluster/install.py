@@ -7,7 +7,6 @@ kubeconfig and want to know when the fence is in force. Plain and synchronous: i
 from __future__ import annotations
 
 import time
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,53 +15,39 @@ import msgspec
 import yaml
 from lightkube.config.client_adapter import ConnectionParams
 
-from prevue.cluster.api import Access, as_claim, load_access
-from prevue.cluster.fence import CHECK_NAMESPACE, CHECK_TOKEN, POLICY
+from prevue.cluster.api import APPLY_PATCH, Access, as_claim, load_access
+from prevue.cluster.choice import POLICY_MANIFEST, manifest, path_of
+from prevue.cluster.fence import CHECK_NAMESPACE, CHECK_TOKEN, ENFORCED_SECONDS_MAX, POLICY
 from prevue.config import ClusterSettings
 from prevue.errors import ClusterUnavailable
 
 ACCOUNT_NAMESPACE = "prevue-system"
 ACCOUNT = "prevue-deployer"
-MANIFESTS = ("preview-role.yaml", "deployer.yaml", "deployer-policy.yaml", "fence-policy.yaml")
+MANIFESTS = ("preview-role.yaml", "deployer.yaml", "deployer-policy.yaml", POLICY_MANIFEST)
+TOKENS_MANIFEST = "tokens.yaml"
+"""Optional: what `cluster.fence: token` needs."""
 TOKEN_SECONDS = 30 * 24 * 3600
 REQUEST_SECONDS = 10.0
-ENFORCED_SECONDS_MAX = 30.0
-
-_PATHS = {
-    "Namespace": "/api/v1/namespaces/{name}",
-    "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts/{name}",
-    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles/{name}",
-    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/{name}",
-    "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings/{name}",
-    "ValidatingAdmissionPolicy": "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/{name}",
-    "ValidatingAdmissionPolicyBinding": "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings/{name}",
-}
 
 
-def manifests() -> str:
-    """All manifests as one text, for `kubectl apply -f -`."""
-    folder = files("prevue.cluster") / "manifests"
-    return "\n---\n".join((folder / name).read_text() for name in MANIFESTS)
+def apply_manifests(kubeconfig: Path, *, context: str = "", optional: tuple[str, ...] = ()) -> None:
+    """Install or update everything and what is `optional`, as an administrator; return when the API server refuses stale tokens.
 
-
-def apply_manifests(kubeconfig: Path, *, context: str = "") -> None:
-    """Install or update everything, as an administrator; return when the API server refuses stale tokens. Repeating it is harmless.
+    Repeating it is harmless.
 
     Raises:
         ConfigError: the kubeconfig cannot be used. ClusterUnavailable: the API server refuses, or the fence is not in force in time.
     """
     access = load_access(ClusterSettings(kubeconfig=str(kubeconfig), context=context))
     with _client(access) as client:
-        for document in yaml.safe_load_all(manifests()):
-            metadata = document["metadata"]
-            path = _PATHS[document["kind"]].format(name=metadata["name"], namespace=metadata.get("namespace", ""))
+        for document in (part for name in (*MANIFESTS, *optional) for part in yaml.safe_load_all(manifest(name))):
             answer = client.patch(
-                path,
+                path_of(document),
                 params={"fieldManager": "prevue", "force": "true"},
                 content=msgspec.json.encode(document),
-                headers={"Content-Type": "application/apply-patch+yaml"},
+                headers={"Content-Type": APPLY_PATCH},
             )
-            _succeeded(answer, f"{document['kind']} {metadata['name']} cannot be applied")
+            _succeeded(answer, f"{document['kind']} {document['metadata']['name']} cannot be applied")
         _wait_enforced(client)
 
 

@@ -1,24 +1,28 @@
 """A Kubernetes cluster behind the cluster port.
 
-lightkube gives kubeconfig and credentials; the parts have a module each: the fence (`fence.py`), release Secrets (`releases.py`), shared
-watches (`watches.py`), readiness (`readiness.py`, `rollout.py`, `diagnosis.py`), URLs (`urls.py`), doctor's questions (`inspection.py`).
+lightkube gives kubeconfig and credentials; the parts have a module each: the fence (`fence.py`), which kind of it is in force
+(`choice.py`), the claims' own tokens (`claims.py`), in whose name is acted (`actors.py`), release Secrets (`releases.py`), shared watches
+(`watches.py`), readiness (`readiness.py`, `rollout.py`, `diagnosis.py`), URLs (`urls.py`), doctor's questions (`inspection.py`).
 
 Rights: Prevue's own account makes, fences and deletes namespaces, binds one role, and watches workloads and pods. Whatever is inside a
-preview's namespace (Secrets, logs, Services) is read and written in the name of that namespace's `deployer`, with the claim's token.
+preview's namespace (Secrets, logs, Services) is read and written in the name of the claim, wherever claims can have a name of their own.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
 import structlog
 
 from prevue.cluster import inspection
-from prevue.cluster.api import Access, Api, ApiError, claim_kubeconfig, load_access
-from prevue.cluster.fence import Fences, fence_of, list_owned, owned_namespace
+from prevue.cluster.actors import Actors
+from prevue.cluster.api import METADATA_ONLY, Access, Api, ApiError, load_access
+from prevue.cluster.choice import AUTO, FenceChoice
+from prevue.cluster.claims import Claims
+from prevue.cluster.fence import LABEL_MANAGED, Fences, fence_of, list_owned, namespace_path, owned_namespace
+from prevue.cluster.objects import Metadata
 from prevue.cluster.port import (
     Cluster,
     ClusterInspector,
@@ -33,6 +37,7 @@ from prevue.cluster.port import (
 )
 from prevue.cluster.readiness import Readiness
 from prevue.cluster.releases import Releases
+from prevue.cluster.rights import bind
 from prevue.cluster.urls import Urls
 from prevue.cluster.watches import Watches
 from prevue.config import ClusterSettings
@@ -41,64 +46,71 @@ from prevue.model import PreviewKey
 
 log = structlog.get_logger(__name__)
 
-RECHECK_SECONDS = 60.0
-"""How often a cluster without the policy is asked again whether it has it now; and one with it, whether it still has."""
-
 
 class KubernetesCluster:
     """One cluster; one object a process."""
 
-    def __init__(self, access: Access, api: Api, watches: Watches, *, settle_seconds: float) -> None:
-        self._access = access
+    def __init__(self, access: Access, api: Api, bare: Api, watches: Watches, settings: ClusterSettings) -> None:
         self._api = api
-        self._fences = Fences(api, watches, settle_seconds=settle_seconds)
-        self._releases = Releases(api)
-        self._readiness = Readiness(api, watches)
-        self._urls = Urls(api)
-        self._kind: FenceKind | None = None
-        self._kind_until = 0.0
+        self._settings = settings
+        self._claims = Claims(api, bare)
+        self._actors = Actors(access, api, self._claims)
+        self._fences = Fences(api, watches, settle_seconds=settings.fence_settle_seconds)
+        self._choice = FenceChoice(settings.fence, api, self._fences, self._claims, self._actors)
+        self._releases = Releases(self._actors)
+        self._readiness = Readiness(api, watches, self._actors)
+        self._urls = Urls(self._actors)
+        self._bound: set[str] = set()
 
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, settings: ClusterSettings) -> AsyncIterator[KubernetesCluster]:
-        """Connect, and find out which fence is in force.
+        """Connect, and find out which fence is in force; install its policy where our account may.
 
         Raises:
-            ConfigError: the kubeconfig is wrong, or `require_fence` is set and the policy is not in force.
-            ClusterUnavailable: the API server does not answer.
+            ConfigError: the kubeconfig is wrong. ClusterUnavailable: the API server does not answer.
         """
         access = load_access(settings)
-        async with Api.open(access) as api:
+        async with Api.open(access) as api, Api.open(access, as_nobody=True) as bare:
             watches = Watches(api)
-            cluster = cls(access, api, watches, settle_seconds=settings.fence_settle_seconds)
+            cluster = cls(access, api, bare, watches, settings)
             try:
-                if await cluster.fence_kind() is FenceKind.NONE:
-                    text = "no admission policy refuses stale tokens in this cluster; `prevue doctor` says what to apply"
-                    if settings.require_fence:
-                        raise ConfigError(f"cluster.require_fence: {text}")
-                    log.warning(text, action="fence")
+                kind = await cluster.fence_kind()
+                report = log.warning if kind is FenceKind.LEASE else log.info
+                report("fence in force", action="fence", fence=kind.value, meaning=kind.meaning)
                 yield cluster
             finally:
                 await watches.close()
 
     async def raise_fence(self, key: PreviewKey, namespace: str, token: int, *, create: bool) -> Fence | None:
         with _translated(f"the namespace {namespace} cannot be fenced"):
-            return await self._fences.raise_(key, namespace, token, create=create, kind=await self._known_kind())
+            kind = await self._choice.known()
+            demand_fence(self._settings, kind, ClusterUnavailable)
+            bindings = self._actors.bindings(namespace, kind)
+            fence = await self._fences.raise_(key, namespace, token, create=create, kind=kind, bindings=bindings)
+            if fence is not None and kind is FenceKind.TOKEN:
+                await self._claims.issue(namespace, token)
+            return fence
 
     async def fence_bites(self, fence: Fence) -> None:
-        if fence.kind is FenceKind.NONE:
+        if fence.kind is FenceKind.LEASE:
             return
         with _translated(f"the fence of {fence.namespace} cannot be tried"):
             try:
-                await self._fences.bites(fence)
+                if fence.kind is FenceKind.IDENTITY:
+                    await self._fences.bites(fence)
+                elif await self._claims.see_refused(fence):
+                    await self._fences.settle()
             except ClusterUnavailable:
-                self._kind_until = 0.0  # somebody may have removed the policy: ask again before the next claim
+                self._choice.doubt()  # somebody may have removed the policy, or the rights
                 raise
 
     def kubeconfig(self, fence: Fence) -> str:
-        return claim_kubeconfig(self._access, fence)
+        return self._actors.kubeconfig(fence)
 
     async def release(self, fence: Fence, name: str) -> ReleaseRecord | None:
+        if self._actors.acts_by_itself:
+            await self._bind_for_reading(fence)
         return await self._releases.newest(fence, name)
 
     async def manifest(self, fence: Fence, name: str) -> str:
@@ -127,17 +139,34 @@ class KubernetesCluster:
             return max((fence_of(meta) for meta in await list_owned(self._api)), default=0)
 
     async def fence_kind(self) -> FenceKind:
-        kind = await self._fences.kind()
-        self._kind, self._kind_until = kind, time.monotonic() + RECHECK_SECONDS
-        return kind
+        with _translated("the fence cannot be tried"):
+            return await self._choice.find()
 
-    async def _known_kind(self) -> FenceKind:
-        if self._kind is None or time.monotonic() >= self._kind_until:
-            return await self.fence_kind()
-        return self._kind
+    async def _bind_for_reading(self, fence: Fence) -> None:
+        """Before a claim's raise, and for `verify`, a release is read by our own account, which a raise of another kind has not bound.
+
+        Only where the namespace is a preview's: whose it is, the raise checks before anything is changed.
+        """
+        if fence.namespace in self._bound:
+            return
+        with _translated(f"the namespace {fence.namespace} cannot be read"):
+            found = await self._api.find(namespace_path(fence.namespace), Metadata, accept=METADATA_ONLY)
+            if found is None or found.metadata.labels.get(LABEL_MANAGED) != "true" or found.metadata.deletion_timestamp:
+                return
+            for binding in self._actors.bindings(fence.namespace, await self._choice.known()):
+                await bind(self._api, fence.namespace, binding)
+        self._bound.add(fence.namespace)
 
     async def inspect(self) -> list[Finding]:
-        return await inspection.inspect(self._api, self._fences)
+        return await inspection.inspect(self._api, self._choice)
+
+
+def demand_fence(settings: ClusterSettings, kind: FenceKind, error: type[ClusterUnavailable | ConfigError]) -> None:
+    """Raise `error` where the settings ask for a stronger fence than `kind`."""
+    wish = settings.fence
+    if wish != kind if wish != AUTO else settings.require_fence and kind is FenceKind.LEASE:
+        wanted = f"cluster.fence is {wish}" if wish != AUTO else "cluster.require_fence is true"
+        raise error(f"{wanted}, but what is in force is {kind}: {kind.meaning}; see `prevue doctor`")
 
 
 @contextlib.contextmanager

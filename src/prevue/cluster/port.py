@@ -15,6 +15,8 @@ import msgspec
 from prevue.model import PreviewKey
 
 FENCE_ANNOTATION = "prevue.dev/fence"
+FENCED_BY_ANNOTATION = "prevue.dev/fenced-by"
+"""The `FenceKind` of the last raise."""
 LABEL_REQUEST = "prevue.dev/request"
 LABEL_COMMIT = "prevue.dev/commit"
 LABEL_DIGEST = "prevue.dev/digest"
@@ -23,12 +25,29 @@ LABEL_TOKEN = "prevue.dev/token"  # noqa: S105  the name of a label
 
 
 class FenceKind(StrEnum):
-    """How a stale Helm is kept from writing; `doctor` and every claim's ledger say which is in force."""
+    """How a stale Helm is kept from writing, the strongest first; `doctor` and every claim's ledger say which is in force (ADR 0006)."""
 
-    POLICY = "policy"
+    IDENTITY = "identity"
     """The admission policy compares the impersonated identity's token with the namespace's annotation."""
-    NONE = "none"
+    TOKEN = "token"  # noqa: S105  a kind
+    """Each claim has a service-account token of its own; the next holder has it revoked, and waits until it is refused."""
+    LEASE = "lease"
     """Lease, token and the child's absolute deadline hold, except against a paused machine."""
+
+    @property
+    def meaning(self) -> str:
+        """What an operator may rely on, in one sentence."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    FenceKind.IDENTITY: "the API server refuses every write of a worker that lost its claim",
+    FenceKind.TOKEN: (
+        "a worker that lost its claim is refused once its token's revocation is known to the API server, some ten seconds, "
+        "and the next worker waits for that"
+    ),
+    FenceKind.LEASE: "nothing but lease and deadline stops a worker that lost its claim: a paused machine can still write once it wakes",
+}
 
 
 class Fence(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,11 +106,12 @@ class Cluster(Protocol):
         ...
 
     async def fence_bites(self, fence: Fence) -> None:
-        """Step 4: return once a server dry-run write of the impersonated deployer with token - 1 is refused by the policy."""
+        """Step 4: return once a stale worker's server dry-run write is refused: that of the impersonated deployer with token - 1 by the
+        policy, or those with the tokens of earlier claims. With `FenceKind.LEASE` at once."""
         ...
 
     def kubeconfig(self, fence: Fence) -> str:
-        """The claim's kubeconfig, for Helm: this cluster, impersonating the namespace's deployer with the token."""
+        """The claim's kubeconfig, for Helm: this cluster, in the name of the claim. It holds a credential: never on a disk or in a log."""
         ...
 
     async def release(self, fence: Fence, name: str) -> ReleaseRecord | None:

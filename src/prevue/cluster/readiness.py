@@ -14,7 +14,8 @@ from typing import get_args
 import msgspec
 import structlog
 
-from prevue.cluster.api import METADATA_ONLY, Api, ApiError, as_claim
+from prevue.cluster.actors import Actors
+from prevue.cluster.api import METADATA_ONLY, Api, ApiError
 from prevue.cluster.diagnosis import PodTrouble, Trouble, pod_troubles, refusal_stands, waiting_for
 from prevue.cluster.objects import EventList, K8s, Metadata, Pod, Workload
 from prevue.cluster.port import Fence, ReadyLimits
@@ -60,9 +61,10 @@ class _Pods(K8s, frozen=True):
 class Readiness:
     """Waits for releases; one object a process."""
 
-    def __init__(self, api: Api, watches: Watches) -> None:
+    def __init__(self, api: Api, watches: Watches, actors: Actors) -> None:
         self._api = api
         self._watches = watches
+        self._actors = actors
 
     async def wait(self, fence: Fence, manifest: str, limits: ReadyLimits) -> None:
         """Until all workloads have rolled out completely.
@@ -75,14 +77,17 @@ class Readiness:
             return
         kinds: list[Kind] = sorted({kind for kind, _ in workloads}, key=get_args(Kind).index)
         with self._watches.waiter(fence.namespace, [*kinds, "Pod"]) as waiter:
-            await _Wait(self._api, self._watches, fence, workloads, limits).run(waiter)
+            await _Wait(self._api, self._actors.api(fence), self._watches, fence, workloads, limits).run(waiter)
 
 
 class _Wait:
     """One preview's wait."""
 
-    def __init__(self, api: Api, watches: Watches, fence: Fence, workloads: Sequence[tuple[Kind, str]], limits: ReadyLimits) -> None:
+    def __init__(
+        self, api: Api, claim: Api, watches: Watches, fence: Fence, workloads: Sequence[tuple[Kind, str]], limits: ReadyLimits
+    ) -> None:
         self._api = api
+        self._claim = claim
         self._watches = watches
         self._fence = fence
         self._workloads = workloads
@@ -206,7 +211,7 @@ class _Wait:
         path = f"/api/v1/namespaces/{self._fence.namespace}/pods/{pod.metadata.name}"
         body = {"preconditions": {"uid": pod.metadata.uid}, "gracePeriodSeconds": 0}
         with contextlib.suppress(ApiError):  # gone, or made anew already
-            await self._api.call("DELETE", path, body=body, headers=as_claim(self._fence.namespace, self._fence.token))
+            await self._claim.call("DELETE", path, body=body)
 
     def _stands(self, what: str, now: float, seconds: float) -> bool:
         return now - self._first_seen.setdefault(what, now) >= seconds
@@ -239,8 +244,7 @@ class _Wait:
 
     async def _is_current_replica_set(self, name: str) -> bool:
         path = f"/apis/apps/v1/namespaces/{self._fence.namespace}/replicasets/{name}"
-        headers = as_claim(self._fence.namespace, self._fence.token)
-        found = await self._api.find(path, Metadata, headers=headers, accept=METADATA_ONLY)
+        found = await self._claim.find(path, Metadata, accept=METADATA_ONLY)
         owner = next((item for item in found.metadata.owner_references if item.controller), None) if found else None
         if found is None or owner is None or ("Deployment", owner.name) not in self._workloads:
             return False
@@ -261,8 +265,7 @@ class _Wait:
         if not named:
             return
         path = f"/api/v1/namespaces/{self._fence.namespace}/events"
-        headers = as_claim(self._fence.namespace, self._fence.token)
-        answer = await self._api.call("GET", path, parameters={"fieldSelector": "reason=FailedCreate"}, headers=headers)
+        answer = await self._claim.call("GET", path, parameters={"fieldSelector": "reason=FailedCreate"})
         for event in msgspec.json.decode(answer, type=EventList).items:
             where = event.involved_object
             if (where.kind, where.name) in named and refusal_stands(event.message):
@@ -289,11 +292,10 @@ class _Wait:
     async def _log(self, trouble: PodTrouble) -> str:
         """The last lines of the container's log; empty where there is none."""
         path = f"/api/v1/namespaces/{self._fence.namespace}/pods/{trouble.pod.metadata.name}/log"
-        headers = as_claim(self._fence.namespace, self._fence.token)
         for previous in ("true", "false") if trouble.previous else ("false", "true"):
             parameters = {"container": trouble.container, "tailLines": str(LOG_LINES), "limitBytes": str(LOG_BYTES), "previous": previous}
             try:
-                answer = await self._api.call("GET", path, parameters=parameters, headers=headers, accept="*/*")
+                answer = await self._claim.call("GET", path, parameters=parameters, accept="*/*")
             except ApiError:
                 continue
             text = without_secrets(answer.decode(errors="replace")).strip()

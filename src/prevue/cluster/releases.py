@@ -1,6 +1,6 @@
 """What Helm's own Secrets say about a release (protocol, step 7), read in the name of the claim.
 
-Under the namespace's `deployer` identity, so that Prevue's own account needs no right on any Secret of the cluster. The reads name no
+In the claim's name, so that Prevue's own account needs no right on any Secret of the cluster. The reads name no
 resourceVersion: the API server answers from its store, not from a cache.
 """
 
@@ -12,7 +12,8 @@ import zlib
 
 import msgspec
 
-from prevue.cluster.api import METADATA_LIST_ONLY, Api, ApiError, as_claim
+from prevue.cluster.actors import Actors
+from prevue.cluster.api import METADATA_LIST_ONLY, ApiError
 from prevue.cluster.objects import Meta, MetadataList, Secret
 from prevue.cluster.port import Fence, ReleaseRecord
 from prevue.errors import ClusterUnavailable
@@ -31,8 +32,8 @@ class _Release(msgspec.Struct, frozen=True):
 class Releases:
     """Reads release Secrets."""
 
-    def __init__(self, api: Api) -> None:
-        self._api = api
+    def __init__(self, actors: Actors) -> None:
+        self._actors = actors
 
     async def newest(self, fence: Fence, name: str) -> ReleaseRecord | None:
         """The newest revision, from the labels alone: the Secret's content is large."""
@@ -48,19 +49,14 @@ class Releases:
         if meta is None:
             return ""
         path = f"/api/v1/namespaces/{fence.namespace}/secrets/{meta.name}"
-        secret = await self._api.find(path, Secret, headers=as_claim(fence.namespace, fence.token))
+        secret = await self._actors.api(fence).find(path, Secret)
         return manifest_of(secret) if secret else ""
 
     async def _newest(self, fence: Fence, name: str) -> Meta | None:
         path = f"/api/v1/namespaces/{fence.namespace}/secrets"
         try:
-            answer = await self._api.call(
-                "GET",
-                path,
-                parameters={"labelSelector": f"owner=helm,name={name}"},
-                headers=as_claim(fence.namespace, fence.token),
-                accept=METADATA_LIST_ONLY,
-            )
+            parameters = {"labelSelector": f"owner=helm,name={name}"}
+            answer = await self._actors.api(fence).call("GET", path, parameters=parameters, accept=METADATA_LIST_ONLY)
         except ApiError as exc:
             raise ClusterUnavailable(f"the release {name} cannot be read: {exc.message}") from exc
         found = msgspec.json.decode(answer, type=MetadataList)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import ClassVar
 
-from prevue.cluster.api import Api, as_claim
+from prevue.cluster.actors import Actors
 from prevue.cluster.objects import Balancer, Ingress, Route, Service
 from prevue.cluster.port import Fence, UrlSource
 from prevue.cluster.rendered import rendered_objects
@@ -22,8 +22,8 @@ KINDS = {UrlSource.NODE_PORT: ("Service",), UrlSource.LOAD_BALANCER: ("Service",
 class Urls:
     """Finds URLs, reading in the name of the claim."""
 
-    def __init__(self, api: Api) -> None:
-        self._api = api
+    def __init__(self, actors: Actors) -> None:
+        self._actors = actors
 
     async def find(self, fence: Fence, manifest: str, source: UrlSource, *, host: str, timeout_seconds: float) -> str:
         """The URL, without the setting's path.
@@ -50,7 +50,7 @@ class Urls:
 
     async def _service(self, fence: Fence, name: str, source: UrlSource, host: str) -> str:
         path = f"/api/v1/namespaces/{fence.namespace}/services/{name}"
-        found = await self._api.find(path, Service, headers=as_claim(fence.namespace, fence.token))
+        found = await self._actors.api(fence).find(path, Service)
         if found is None or not found.spec.ports:
             return ""
         port = next((item for item in found.spec.ports if item.name in ("http", "https", "web")), found.spec.ports[0])
@@ -63,7 +63,7 @@ class Urls:
 
     async def _ingress(self, fence: Fence, name: str, _source: UrlSource, _host: str) -> str:
         path = f"/apis/networking.k8s.io/v1/namespaces/{fence.namespace}/ingresses/{name}"
-        found = await self._api.find(path, Ingress, headers=as_claim(fence.namespace, fence.token))
+        found = await self._actors.api(fence).find(path, Ingress)
         if found is None:
             return ""
         host = next((rule.host for rule in found.spec.rules if rule.host and not rule.host.startswith("*")), "")
@@ -73,7 +73,7 @@ class Urls:
 
     async def _route(self, fence: Fence, name: str, _source: UrlSource, _host: str) -> str:
         path = f"/apis/gateway.networking.k8s.io/v1/namespaces/{fence.namespace}/httproutes/{name}"
-        found = await self._api.find(path, Route, headers=as_claim(fence.namespace, fence.token))
+        found = await self._actors.api(fence).find(path, Route)
         host = next((item for item in found.spec.hostnames if not item.startswith("*")), "") if found else ""
         if found is None or not host:
             return ""

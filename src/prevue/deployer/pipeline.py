@@ -151,7 +151,6 @@ class Pipeline:
             return lifecycle.failed(Reason.NAMESPACE_FOREIGN, str(exc), began=False)
         if fence is None:
             raise TransientError("the namespace could not be created")
-        times.facts["fence"] = fence.kind.value
         return await self._release(claim, fence, plan, times)
 
     async def _read_github(self, claim: Claim) -> tuple[PullRequest, Finish | None]:
@@ -175,7 +174,7 @@ class Pipeline:
         live = claim.live
         if live is None or (live.sha, live.digest) != (plan.commit_sha, plan.digest) or claim.preview_state is not PreviewState.READY:
             return ""
-        fence = Fence(namespace=claim.namespace, token=claim.token, uid="", resource_version="", kind=FenceKind.NONE)  # only reads follow
+        fence = Fence(namespace=claim.namespace, token=claim.token, uid="", resource_version="", kind=FenceKind.LEASE)  # only reads follow
         record = await self._cluster.release(fence, claim.releases[0])
         if not _is_ours(record, _labels(live.request_id, live.sha, live.digest, live.token)):
             return ""
@@ -202,6 +201,7 @@ class Pipeline:
                 await asyncio.sleep(1)
         if fence is not None:
             await self._cluster.fence_bites(fence)
+            await self._note(claim, "fence", {"fence": fence.kind.value, "fence_means": fence.kind.meaning})
         return fence
 
     async def _release(self, claim: Claim, fence: Fence, plan: Plan, times: StepTimes) -> Finish:
@@ -309,7 +309,6 @@ class Pipeline:
             # Told only where there was a preview: a pull request that never had one hears nothing of its close.
             had_preview = claim.preview_state not in (PreviewState.REQUESTED, PreviewState.DESTROYED)
             return lifecycle.torn_down(outcome, reason, tell=had_preview or not is_close)
-        times.facts["fence"] = fence.kind.value
         with times.step("helm_turn"):
             await self._helm_turn.acquire()
         try:
@@ -334,12 +333,16 @@ class Pipeline:
             log.warning("uninstall failed, deleting the namespace", action="uninstall_failed", error=run.error, code=run.exit_code)
 
     async def _note_times(self, claim: Claim, times: StepTimes) -> None:
+        if times.facts:
+            await self._note(claim, "seen", dict(times.facts))
+        await self._note(claim, "steps", dict(times.milliseconds))
+
+    async def _note(self, claim: Claim, event: str, details: dict[str, str | int | float | bool]) -> None:
+        """Evidence is worth no attempt: a statestore that is down shows itself at the next step."""
         try:
-            if times.facts:
-                await self._store.note(claim, "seen", dict(times.facts))
-            await self._store.note(claim, "steps", dict(times.milliseconds))
+            await self._store.note(claim, event, details)
         except StateStoreUnavailable:
-            log.warning("step times not recorded", action="note_failed")
+            log.warning("not recorded in the ledger", action="note_failed", event_name=event)
 
 
 def _why_foreign(record: ReleaseRecord | None, plan: Plan) -> str:

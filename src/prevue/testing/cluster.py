@@ -39,7 +39,7 @@ HISTORY_MAX = 3
 
 
 class FenceRefused(Exception):
-    """The fake admission policy's answer to a stale token."""
+    """The fake API server's answer to a stale token."""
 
 
 @dataclass(kw_only=True)
@@ -111,9 +111,11 @@ class Rule:
 class FakeClusterState:
     """The cluster's etcd, and the rules of the test."""
 
-    def __init__(self, *, clock: Clock | None = None, policy: bool = True, fence_lag_seconds: float = 0.0) -> None:
+    def __init__(
+        self, *, clock: Clock | None = None, policy: bool = True, fence_lag_seconds: float = 0.0, kind: FenceKind | None = None
+    ) -> None:
         self.clock = clock or SystemClock()
-        self.policy = policy
+        self.kind = kind or (FenceKind.IDENTITY if policy else FenceKind.LEASE)
         self.fence_lag_seconds = fence_lag_seconds
         self.delete_seconds = 0.0
         self.namespaces: dict[str, FakeNamespace] = {}
@@ -183,7 +185,7 @@ class FakeClusterState:
         return made
 
     def admitted_fence(self, namespace: FakeNamespace) -> int:
-        """The annotation as the policy sees it: from a cache that lags (protocol, section 8)."""
+        """The fence as the API server sees it, the annotation or the revoked tokens: from a cache that lags (protocol, section 8)."""
         return namespace.fence if namespace.seen_after <= self.clock.boottime() else namespace.seen_fence
 
     def set_fence(self, namespace: FakeNamespace, token: int) -> None:
@@ -197,7 +199,7 @@ class FakeClusterState:
         """What stands before every write of a claim's identity.
 
         Raises:
-            FenceRefused: the policy is on and the token is stale, or the namespace is not there or not to be written to.
+            FenceRefused: a fence is in force and the token is stale, or the namespace is not there or not to be written to.
         """
         namespace = self.find(name)
         if namespace is None:
@@ -206,8 +208,11 @@ class FakeClusterState:
             raise FenceRefused(f"namespace {name} is being terminated")
         if namespace.key is None:
             raise FenceRefused(f"forbidden in the namespace {name}")
-        if self.policy and token < self.admitted_fence(namespace):
-            raise FenceRefused("denied request: stale fencing token")
+        if token < self.admitted_fence(namespace):
+            if self.kind is FenceKind.IDENTITY:
+                raise FenceRefused("denied request: stale fencing token")
+            if self.kind is FenceKind.TOKEN:
+                raise FenceRefused("the server has asked for the client to provide credentials")
         return namespace
 
     def write(self, name: str, token: int, verb: str, kind: str, object_name: str, commit: str = "") -> FakeNamespace:
@@ -271,14 +276,12 @@ class FakeCluster:
         return self._fence(found)
 
     def _fence(self, found: FakeNamespace, *, created: bool = False) -> Fence:
-        kind = FenceKind.POLICY if self._state.policy else FenceKind.NONE
-        return Fence(
-            namespace=found.name, token=found.fence, uid=found.uid, resource_version=str(found.resource_version), kind=kind, created=created
-        )
+        version, kind = str(found.resource_version), self._state.kind
+        return Fence(namespace=found.name, token=found.fence, uid=found.uid, resource_version=version, kind=kind, created=created)
 
     async def fence_bites(self, fence: Fence) -> None:
         await self._begin("fence_bites", fence.namespace)
-        while self._state.policy:
+        while self._state.kind is not FenceKind.LEASE:
             found = self._state.find(fence.namespace)
             if found is None or found.gone_at is not None or found.uid != fence.uid:
                 raise NamespaceTerminating(f"the namespace {fence.namespace} is gone or being deleted")
@@ -363,11 +366,11 @@ class FakeCluster:
 
     async def fence_kind(self) -> FenceKind:
         await self._begin("fence_kind", "")
-        return FenceKind.POLICY if self._state.policy else FenceKind.NONE
+        return self._state.kind
 
     async def inspect(self) -> list[Finding]:
         kind = await self.fence_kind()
-        return [Finding(name="fence", ok=kind is FenceKind.POLICY, text=f"fence in force: {kind}")]
+        return [Finding(name="fence", ok=kind is not FenceKind.LEASE, text=f"{kind}: {kind.meaning}")]
 
 
 class FakeProbe:

@@ -202,7 +202,7 @@ class Verifier:
         if live is None:
             return []
         name = Invariant.READY_MEANS_READY_AT_THAT_COMMIT
-        fence = Fence(namespace=case.preview.namespace, token=live.token, uid="", resource_version="", kind=FenceKind.NONE)  # only read
+        fence = Fence(namespace=case.preview.namespace, token=live.token, uid="", resource_version="", kind=FenceKind.LEASE)  # only read
         record = await self._cluster.release(fence, case.release)
         if record is None or record.status != "deployed":
             return [

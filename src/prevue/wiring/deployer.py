@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import structlog
 
 from prevue.clock import SystemClock
-from prevue.cluster.kubernetes import KubernetesCluster
-from prevue.cluster.port import FenceKind
+from prevue.cluster.kubernetes import KubernetesCluster, demand_fence
 from prevue.cluster.probe import HttpProbe
 from prevue.config import DeployerSettings, Settings
 from prevue.deployer.pipeline import Pipeline, PipelineLimits
@@ -80,8 +79,7 @@ async def build(settings: Settings, *, poll_deliveries: bool = False) -> AsyncIt
         cluster = await stack.enter_async_context(KubernetesCluster.open(settings.cluster))
         probe = await stack.enter_async_context(HttpProbe.open())
         fence = await cluster.fence_kind()
-        if fence is FenceKind.NONE and settings.cluster.require_fence:
-            raise ConfigError("cluster.require_fence is true, but the admission policy is not in force: see `prevue doctor`")
+        demand_fence(settings.cluster, fence, ConfigError)
         log.info("deployer starts", action="deployer_started", holder=holder, helm=version, fence=fence, slots=limits.slots)
         # Before anybody claims: a restored database would give tokens out again (protocol, section 1).
         await _when_reachable(lambda: raise_tokens_above_cluster(store, cluster))

@@ -88,8 +88,7 @@ async def _open_helm(settings: Settings) -> AsyncIterator[HelmProbe]:
 def _open_cluster(settings: Settings) -> AbstractAsyncContextManager[ClusterProbe]:
     from prevue.cluster.kubernetes import KubernetesCluster
 
-    # A fence that is required and missing is a line of its own here, not a cluster that cannot be opened.
-    return KubernetesCluster.open(msgspec.structs.replace(settings.cluster, require_fence=False))
+    return KubernetesCluster.open(settings.cluster)
 
 
 class AlarmProbe(AlarmStore, TokenStore, JanitorStore, Protocol):
@@ -213,7 +212,7 @@ async def _cluster(settings: Settings, near: Neighbours) -> list[Line]:
     lines += [_line(finding) for finding in rights if not finding.ok]
     if rights and all(finding.ok for finding in rights):
         lines.append(Line(level=Level.OK, name="cluster: rights", text=f"all {len(rights)} that a deployer needs are granted"))
-    required = settings.cluster.require_fence
+    required = settings.cluster.require_fence or settings.cluster.fence in ("identity", "token")
     return lines + [_line(finding, broken=Level.FAIL if required else Level.WARN) for finding in findings if finding.name == "fence"]
 
 

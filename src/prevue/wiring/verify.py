@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
-import msgspec
-
 from prevue.cluster.kubernetes import KubernetesCluster
 from prevue.cluster.probe import HttpProbe
 from prevue.config import Settings
@@ -31,7 +29,7 @@ async def verify(settings: Settings, *, patience: Patience, conversations: bool)
             PostgresStateStore.open(settings.statestore.url, ClaimLimits(), cluster_name=settings.cluster.name)
         )
         github = await stack.enter_async_context(GitHubClient.open(settings.github))
-        cluster = await stack.enter_async_context(KubernetesCluster.open(msgspec.structs.replace(settings.cluster, require_fence=False)))
+        cluster = await stack.enter_async_context(KubernetesCluster.open(settings.cluster))
         probe = await stack.enter_async_context(HttpProbe.open())
 
         def statuses(repo: str) -> frozenset[int]:

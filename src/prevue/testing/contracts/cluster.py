@@ -70,7 +70,7 @@ class ClusterContract:
         stale = await raised(world, key, 5)
         await raised(world, key, 6)
         run = await install(world, stale, A)
-        assert "stale fencing token" in run.error
+        assert world.stale_error in run.error
 
     async def test_our_namespaces_are_listed_with_their_fences(self, world: World) -> None:
         key, other = world.new_key(), world.new_key()

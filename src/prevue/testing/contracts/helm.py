@@ -49,7 +49,7 @@ class HelmContract:
         upgrade = await install(world, stale, C)
         rollback = await world.helm.rollback(stale.namespace, RELEASE, kubeconfig=kubeconfig, deadline=deadline)
         await world.helm.uninstall(stale.namespace, RELEASE, kubeconfig=kubeconfig, deadline=deadline)
-        assert "stale fencing token" in upgrade.error
+        assert world.stale_error in upgrade.error
         assert rollback.exit_code != 0
         assert await world.snapshot(stale.namespace) == before
 

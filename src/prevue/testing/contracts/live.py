@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +18,17 @@ import pytest
 import yaml
 
 from prevue.clock import SystemClock
-from prevue.cluster.install import apply_manifests, deployer_kubeconfig
+from prevue.cluster.claims import LABEL_CLAIM
+from prevue.cluster.install import TOKENS_MANIFEST, apply_manifests, deployer_kubeconfig
 from prevue.cluster.kubernetes import KubernetesCluster
-from prevue.cluster.port import UrlProbe
+from prevue.cluster.port import FenceKind, UrlProbe
 from prevue.cluster.probe import HttpProbe
 from prevue.config import ClusterSettings
 from prevue.helm.command import HelmCommand
 from prevue.helm.port import Helm, ReleaseSpec
 from prevue.local import cluster as local_cluster
 from prevue.model import PreviewKey
-from prevue.testing.contracts.worlds import RELEASE, FullCluster, World, labels, namespace_of, new_key
+from prevue.testing.contracts.worlds import RELEASE, STALE_ERRORS, FullCluster, World, labels, namespace_of, new_key
 
 IMAGE = "prevue.test/web:1"
 KINDS = "configmaps,secrets,services,deployments,jobs"
@@ -47,7 +48,7 @@ class LiveCluster:
 
     def prepare(self) -> None:
         """Rights, fence, the test image, and a chart that renders whatever its values say."""
-        apply_manifests(self.handle.kubeconfig)
+        apply_manifests(self.handle.kubeconfig, optional=(TOKENS_MANIFEST,))
         deployer_kubeconfig(self.handle.kubeconfig, self.kubeconfig)
         self.load_image(IMAGE)
         (self.chart / "templates").mkdir(parents=True)
@@ -73,7 +74,11 @@ class LiveCluster:
     def objects(self, namespace: str) -> list[dict[str, Any]]:
         """What charts may have made there."""
         found: list[dict[str, Any]] = json.loads(self.kubectl("get", KINDS, "-n", namespace, "-o", "json"))["items"]
-        return [item for item in found if item["metadata"]["name"] != "kube-root-ca.crt"]
+        return [
+            item
+            for item in found
+            if item["metadata"]["name"] != "kube-root-ca.crt" and LABEL_CLAIM not in item["metadata"].get("labels", {})
+        ]
 
     def forget(self) -> None:
         """Delete the namespaces of the tests; nobody waits for it."""
@@ -117,7 +122,8 @@ class LiveWorld:
 
     midway_seconds = 3.0
 
-    def __init__(self, live: LiveCluster, helm: Helm, cluster: KubernetesCluster, probe: UrlProbe) -> None:
+    def __init__(self, live: LiveCluster, helm: Helm, cluster: KubernetesCluster, probe: UrlProbe, kind: FenceKind) -> None:
+        self.stale_error = STALE_ERRORS[kind]
         self.live = live
         self.helm: Helm = helm
         self.kubernetes = cluster
@@ -171,17 +177,17 @@ class LiveWorld:
 
     def helm_pids(self) -> list[int]:
         """Wrappers and Helms below this process, as /proc knows them; a wrapper before its Helm."""
-        return _descendants(os.getpid(), self.live.helm)
+        return descendants(os.getpid(), self.live.helm)
 
 
-def _descendants(pid: int, program: str) -> list[int]:
+def descendants(pid: int, program: str) -> list[int]:
     """Living processes below `pid` whose command line names `program`."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text().split():
             try:
                 command = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace")
-                found += [int(child)] * (program in command) + _descendants(int(child), program)
+                found += [int(child)] * (program in command) + descendants(int(child), program)
             except (FileNotFoundError, ProcessLookupError):
                 continue
     return found
@@ -199,15 +205,30 @@ def live_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveClust
         handle.leave(wait=False)
 
 
+@asynccontextmanager
+async def open_world(live: LiveCluster, kind: FenceKind, *, kubeconfig: Path | None = None) -> AsyncIterator[LiveWorld]:
+    """A worker's backends under a fence of one kind."""
+    settings = ClusterSettings(kubeconfig=str(kubeconfig or live.kubeconfig), fence=kind.value)
+    async with AsyncExitStack() as stack:
+        helm = await stack.enter_async_context(HelmCommand.open(live.helm))
+        cluster = await stack.enter_async_context(KubernetesCluster.open(settings))
+        probe = await stack.enter_async_context(HttpProbe.open())
+        yield LiveWorld(live, helm, cluster, probe, kind)
+    live.forget()
+
+
 @pytest.fixture
 async def live_world(live_cluster: LiveCluster) -> AsyncIterator[LiveWorld]:
     """A worker's backends, for one test."""
-    async with AsyncExitStack() as stack:
-        helm = await stack.enter_async_context(HelmCommand.open(live_cluster.helm))
-        cluster = await stack.enter_async_context(KubernetesCluster.open(ClusterSettings(kubeconfig=str(live_cluster.kubeconfig))))
-        probe = await stack.enter_async_context(HttpProbe.open())
-        yield LiveWorld(live_cluster, helm, cluster, probe)
-    live_cluster.forget()
+    async with open_world(live_cluster, FenceKind.IDENTITY) as world:
+        yield world
+
+
+@pytest.fixture
+async def live_token_world(live_cluster: LiveCluster) -> AsyncIterator[LiveWorld]:
+    """The same where each claim has a token of its own."""
+    async with open_world(live_cluster, FenceKind.TOKEN) as world:
+        yield world
 
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from prevue.cluster.port import LABEL_COMMIT, LABEL_TOKEN, Cluster, Fence, NamespaceList, UrlProbe
+from prevue.cluster.port import LABEL_COMMIT, LABEL_TOKEN, Cluster, Fence, FenceKind, NamespaceList, UrlProbe
 from prevue.helm.port import Helm, HelmRun, ReleaseSpec
 from prevue.model import PreviewKey, preview_namespace, release_name
 from prevue.testing.cluster import FakeCluster, FakeClusterState, FakeProbe
@@ -16,6 +16,14 @@ from prevue.testing.helm import FakeHelm
 HOST = "contract.test"
 """A GitHub host of its own: no sweeper takes these namespaces for orphans of its pull requests."""
 RELEASE = release_name(1)
+
+
+STALE_ERRORS = {
+    FenceKind.IDENTITY: "stale fencing token",
+    FenceKind.TOKEN: "provide credentials",
+    FenceKind.LEASE: "nobody refuses",
+}
+"""What a stale Helm hears, by the kind of the fence."""
 
 
 class FullCluster(Cluster, NamespaceList, Protocol):
@@ -28,6 +36,8 @@ class World(Protocol):
     helm: Helm
     cluster: FullCluster
     probe: UrlProbe
+    stale_error: str
+    """Part of what a stale Helm hears."""
     midway_seconds: float
     """A Helm of a `slow` spec has begun and not finished after so long."""
 
@@ -94,8 +104,9 @@ class FakeWorld:
 
     midway_seconds = 0.3
 
-    def __init__(self) -> None:
-        self.state = FakeClusterState()
+    def __init__(self, kind: FenceKind = FenceKind.IDENTITY) -> None:
+        self.stale_error = STALE_ERRORS[kind]
+        self.state = FakeClusterState(kind=kind)
         self.state.delete_seconds = 0.05
         self._helm = FakeHelm(self.state)
         self.helm: Helm = self._helm
