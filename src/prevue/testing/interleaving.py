@@ -239,37 +239,46 @@ class Interleaver:
             await found._close([(pid, number) for actor in actors for pid in actor.pids for number in numbers])
             yield found
 
-    async def interleavings(self, a: Operation, b: Operation, restore: Callable[[], Awaitable[None]]) -> AsyncIterator[Ran]:
-        """Run every one, depth first; `restore` brings the database back before each. First of all a before b."""
+    async def interleavings(
+        self, a: Operation, b: Operation, restore: Callable[[], Awaitable[None]], *, preemptions_max: int | None = None
+    ) -> AsyncIterator[Ran]:
+        """Run every one, depth first; `restore` brings the database back before each. First of all a before b.
+
+        `preemptions_max`: only those in which at most so many times the one that could go on has to stop; waits for locks do not count.
+        """
         choices: list[tuple[int, int]] = []  # at each decision: the choice, and among how many
         while True:
             await restore()
-            yield await self._one((a, b), choices)
+            yield await self._one((a, b), choices, preemptions_max)
             while choices and choices[-1][0] == choices[-1][1] - 1:
                 choices.pop()
             if not choices:
                 return
             choices[-1] = (choices[-1][0] + 1, choices[-1][1])
 
-    async def _one(self, operations: tuple[Operation, Operation], choices: list[tuple[int, int]]) -> Ran:
-        """One interleaving: as `choices` say; further decisions are appended, taken for the first that can go on."""
+    async def _one(self, operations: tuple[Operation, Operation], choices: list[tuple[int, int]], preemptions_max: int | None) -> Ran:
+        """One interleaving: as `choices` say; further decisions are appended, taken for going on as before."""
         for actor in self._actors:
             actor.begin()
-        schedule, opened, decisions = "", [], 0
+        schedule, opened, decisions, last = "", [], 0, 0
+        left = preemptions_max
         while not all(actor.is_done for actor in self._actors):
-            able = [number for number, actor in enumerate(self._actors) if not actor.is_done and not actor.is_blocked]
+            able = [number for number in (last, 1 - last) if not self._actors[number].is_done and not self._actors[number].is_blocked]
             if not able:  # each waits for the other: the database ends one of them
                 await self._deadlock_resolved()
                 continue
-            if len(able) > 1:
+            if len(able) > 1 and (left != 0 or not schedule):
                 if decisions == len(choices):
                     choices.append((0, len(able)))
                 able = [able[choices[decisions][0]]]
                 decisions += 1
-            actor, other = self._actors[able[0]], self._actors[1 - able[0]]
+                if left is not None and schedule and able[0] != last:
+                    left -= 1
+            last = able[0]
+            actor, other = self._actors[last], self._actors[1 - last]
             schedule += actor.name
-            left = await actor.go_on(operations[able[0]], self._controller)
-            opened += [left] if left is not None else []
+            boundary = await actor.go_on(operations[last], self._controller)
+            opened += [boundary] if boundary is not None else []
             await actor.stops(self._controller)
             if other.is_blocked:
                 await other.stops(self._controller)
