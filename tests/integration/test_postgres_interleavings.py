@@ -19,6 +19,7 @@ import pytest
 from sqlalchemy import update
 
 from prevue import lifecycle
+from prevue.errors import StaleClaim
 from prevue.model import Claim, Message, PreviewState, Source, destroy_request, replay_of
 from prevue.statestore.port import ClaimLimits, OutboxItem
 from prevue.statestore.postgres import PostgresStateStore, claims
@@ -371,12 +372,16 @@ async def test_every_interleaving_ends_as_a_serial_order(postgres_url: str, name
 
 
 class FinishRequestFirst(PostgresStateStore):
-    """Locks in the other order."""
+    """Locks in the other order, and right otherwise."""
 
     async def finish(self, claim: Claim, finish: lifecycle.Finish) -> None:
+        ended = update(request).values(state=finish.outcome.value, reason=finish.reason.value, finished_at=claims.NOW)
         async with self._database.transaction() as connection:
-            await connection.execute(update(request).values(state=finish.outcome.value).where(claims._claimed(claim)))
+            if (await connection.execute(ended.where(claims._claimed(claim)))).rowcount != 1:
+                raise StaleClaim
             await claims._free(connection, claim, {})
+            await claims._tell(connection, claim)
+            await claims._record(connection, claim, "finished", outcome=finish.outcome.value, reason=finish.reason.value)
 
 
 class GiveBackWithoutToken(PostgresStateStore):
@@ -395,26 +400,29 @@ async def rewritten(world: World, old: str, new: str) -> None:
     await world.connection.execute(text.replace(old, new))
 
 
+NO_LOCK = ("AND pr_number = a_pr_number FOR UPDATE", "AND pr_number = a_pr_number")
+
+
 @pytest.mark.parametrize(
-    ("name", "pair", "kind", "words", "found"),
+    ("name", "a", "b", "kind", "words", "found"),
     [
-        ("held", ("repeat", "finish"), FinishRequestFirst, None, "deadlock detected"),
-        ("lapsed", ("takeover", "transient"), GiveBackWithoutToken, None, "the fake answers otherwise"),
-        ("empty", ("newer", "close"), PostgresStateStore, ("a_pr_number FOR UPDATE;", "a_pr_number;"), "holds|neither serial order"),
-        ("held", ("newer", "finish"), PostgresStateStore, ("a_pr_number FOR UPDATE;", "a_pr_number;"), "neither serial order"),
-        ("lapsed", ("takeover", "newer"), PostgresStateStore, ("WHERE id = the_request FOR UPDATE", "WHERE id = the_request"), ""),
+        ("held", t1(command(1)), SUPERSEDED, FinishRequestFirst, None, "deadlock detected"),
+        ("lapsed", t1(command(1)), give_back(counted=True), GiveBackWithoutToken, None, "the fake answers otherwise"),
+        ("lapsed", t1(command(1)), t1(command(2)), PostgresStateStore, NO_LOCK, "two requests|the last one|neither serial order"),
+        ("held", t1(command(2)), DEPLOYED, PostgresStateStore, NO_LOCK, "two requests|neither serial order"),
     ],
+    ids=["finish updates the request first", "give back without the token", "T1 without its lock", "T1 without its lock, and a finish"],
 )
 async def test_planted_mistake_is_found(
-    postgres_url: str, name: str, pair: tuple[str, str], kind: type[PostgresStateStore], words: tuple[str, str] | None, found: str
+    postgres_url: str, name: str, a: Step, b: Step, kind: type[PostgresStateStore], words: tuple[str, str] | None, found: str
 ) -> None:
     """The oracle is not blind."""
-    build, steps = WORLDS[name]
+    build, _ = WORLDS[name]
     async with World.open(postgres_url, build, kind) as world:
         if words is not None:
             await rewritten(world, *words)
         with pytest.raises(AssertionError, match=found):
-            await explore(world, build, steps[pair[0]], steps[pair[1]])
+            await explore(world, build, a, b)
 
 
 async def test_heartbeat_that_revives_a_lapsed_lease_is_found(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
