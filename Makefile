@@ -59,7 +59,7 @@ bench-webhook: sync ## Webhooks a second, beside Probot and beside a bare floor
 bench-claim: sync ## A claim after 1,000 and after 1,000,000 past requests, beside a bare UPDATE
 	@$(RUN) python bench/claim.py
 
-interleavings: sync ## Every interleaving of two transactions of the statestore (make test: those with two forced stops at most)
+interleavings: sync ## Every interleaving of two transactions of the statestore (make test: those with one forced stop)
 	@INTERLEAVINGS=all $(RUN) pytest tests/integration/test_postgres_interleavings.py -s
 
 github-description: sync ## Fetch GitHub's published description again and prune it to the paths that Prevue calls

@@ -57,7 +57,8 @@ async def _counted(url: str, connection: Any, name: str, call: Call) -> Reads:
     before = dict(await connection.fetch(_READS))
     async with PostgresStateStore.open(url) as store, Taker.open(url) as taker:
         await call(store, taker)
-    while not await connection.fetchval(_GONE, APPLICATIONS):  # a session's counts are there at the latest when it has ended
+    # A session's counts are there at the latest when it has ended.
+    while not await connection.fetchval(_GONE, APPLICATIONS):  # noqa: ASYNC110 (asks the server)
         await asyncio.sleep(0.005)
     after = dict(await connection.fetch(_READS))
     table = max(after, key=lambda each: after[each] - before.get(each, 0))

@@ -38,6 +38,7 @@ async def seen(store: Store, keys: list[PreviewKey], repo: str) -> dict[str, Any
     ]
     found["standing"] = [one.key.pr_number for one in await store.standing(limit=100)]
     found["expired"] = [one.key.pr_number for one in await store.expired(limit=100)]
+    found["previews"] = [(one.pr_number, one.state) for one in await store.previews(repo=repo)]
     found["token"] = await store.last_token()
     return found
 
