@@ -172,7 +172,12 @@ class OpenedPostgresHarness:
 @pytest.mark.timeout(600)
 def test_fake_and_postgres_answer_alike_whatever_is_asked(postgres_url: str) -> None:
     """Hypothesis chooses the commands; each example begins with an empty statestore."""
-    run_state_machine_as_test(lambda: StateStoreMachine(FakeHarness(MACHINE_LIMITS), OpenedPostgresHarness(postgres_url)), settings=BOUNDED)
+
+    class FakeAndPostgres(StateStoreMachine):
+        def __init__(self) -> None:
+            super().__init__(FakeHarness(MACHINE_LIMITS), OpenedPostgresHarness(postgres_url))
+
+    run_state_machine_as_test(FakeAndPostgres, settings=BOUNDED)
 
 
 class Revived(FakeStateStore):
@@ -202,8 +207,9 @@ class KeptLive(FakeStateStore):
 def test_planted_difference_is_found(mistaken: type[FakeStateStore]) -> None:
     """The comparison is not blind."""
 
-    with pytest.raises(AssertionError):
-        run_state_machine_as_test(
-            lambda: StateStoreMachine(FakeHarness(MACHINE_LIMITS), FakeHarness(MACHINE_LIMITS, mistaken)),
-            settings=settings(BOUNDED, max_examples=200),
-        )
+    class RightAndMistaken(StateStoreMachine):
+        def __init__(self) -> None:
+            super().__init__(FakeHarness(MACHINE_LIMITS), FakeHarness(MACHINE_LIMITS, mistaken))
+
+    with pytest.raises(AssertionError, match="differ"):
+        run_state_machine_as_test(RightAndMistaken, settings=settings(BOUNDED, max_examples=200))

@@ -23,7 +23,7 @@ from prevue.model import Action, Claim, Message, PreviewState, RequestState, Sou
 from prevue.statestore.port import ClaimLimits, Granted
 from prevue.testing.contracts.statestore_harness import (
     INSTALLATION,
-    StateStoreHarness,
+    OpenHarness,
     Store,
     close,
     command,
@@ -79,7 +79,7 @@ class StateStoreMachine(RuleBasedStateMachine):
 
     claims = Bundle("claims")
 
-    def __init__(self, one: StateStoreHarness, other: StateStoreHarness) -> None:
+    def __init__(self, one: OpenHarness, other: OpenHarness) -> None:
         super().__init__()
         self._runner = asyncio.Runner()
         self._harnesses = (one, other)
@@ -266,7 +266,7 @@ class StateStoreMachine(RuleBasedStateMachine):
     @staticmethod
     async def _token(store: Store, claim: Claim) -> int | None:
         found = await store.find(claim.key)
-        return found and found.token
+        return None if found is None else found.token
 
     @staticmethod
     async def _named(store: Store, messages: Iterable[Message]) -> list[str]:
