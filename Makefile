@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 SEEDS ?= 20000
 PROCESSES ?= 2
 
-.PHONY: help sync demo test check format-check lint types contracts fmt unit bench-burst bench-webhook docs github-description clean simulate simulate-bugs simulate-crashes
+.PHONY: help sync demo test check format-check lint types contracts fmt unit bench-burst bench-webhook bench-claim interleavings docs github-description clean simulate simulate-bugs simulate-crashes
 
 help: ## Print these targets
 	@printf 'Prevue: a running preview on Kubernetes for every GitHub pull request.\n\n'
@@ -55,6 +55,12 @@ bench-burst: sync ## 50 previews at once beside 50 raw `helm install --wait`
 
 bench-webhook: sync ## Webhooks a second, beside Probot and beside a bare floor
 	@$(RUN) python bench/webhook.py
+
+bench-claim: sync ## A claim after 1,000 and after 1,000,000 past requests, beside a bare UPDATE
+	@$(RUN) python bench/claim.py
+
+interleavings: sync ## Every interleaving of two transactions of the statestore (make test: those with one forced stop)
+	@INTERLEAVINGS=all $(RUN) pytest tests/integration/test_postgres_interleavings.py -s
 
 github-description: sync ## Fetch GitHub's published description again and prune it to the paths that Prevue calls
 	@cd tools/github-description && npm install --no-package-lock --ignore-scripts

@@ -16,7 +16,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from uuid import UUID
 
 import asyncpg
@@ -46,9 +46,10 @@ OUTAGE_SECONDS, OUTAGE_SECONDS_MAX = 0.1, 5.0
 _ENQUEUE = "INSERT INTO queue_message (identity, body) VALUES ($1, $2) ON CONFLICT DO NOTHING"
 _CHECK = "SELECT has_any_column_privilege('queue_message', 'INSERT') AND NOT pg_is_in_recovery()"
 # MATERIALIZED: picked once; as a plain subquery the planner may run it again for each row, and lock more than the limit.
+# The time as a subquery: asked once, so that the index ends where the future begins; else a poll would read all that is leased or delayed.
 _RECEIVE = """
 WITH picked AS MATERIALIZED (
-    SELECT id FROM queue_message WHERE available_at <= clock_timestamp()
+    SELECT id FROM queue_message WHERE available_at <= (SELECT clock_timestamp())
      ORDER BY available_at, id LIMIT $1 FOR UPDATE SKIP LOCKED
 )
 UPDATE queue_message AS m
@@ -136,9 +137,7 @@ class PostgresConsumer:
 
     @classmethod
     @asynccontextmanager
-    async def open(
-        cls, url: str, *, lease_seconds: float = LEASE_SECONDS, poll_seconds: float = POLL_SECONDS
-    ) -> AsyncIterator[PostgresConsumer]:
+    async def open(cls, url: str, *, lease_seconds: float = LEASE_SECONDS, poll_seconds: float = POLL_SECONDS) -> AsyncIterator[Self]:
         """A consumer; three connections at most, beside the one that listens while it runs."""
         check_url(url, setting="queue.url")
         async with open_pool(url, size=3, command_seconds_max=COMMAND_SECONDS_MAX, application="consumer") as pool:

@@ -202,7 +202,7 @@ class FakeStateStore(FakeReader, FakeSweep):
         if row is None:
             return
         if item.is_verify:
-            if row.version == item.version == row.sent_version:
+            if row.version == item.version == row.sent_version and row.verify_at is not None:
                 row.verify_at, row.comment_id, row.attempts, row.error = None, comment_id, 0, ""
                 self._told(item, "comment_verified", comment_id, now)
         elif row.sent_version < item.version:

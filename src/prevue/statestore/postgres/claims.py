@@ -37,6 +37,8 @@ from prevue.statestore.rules import STATUS, is_told, storable
 
 NEVER: ColumnElement[Any] = literal_column("'-infinity'::timestamptz")
 NOW = func.clock_timestamp()
+START = select(func.clock_timestamp()).scalar_subquery()
+"""The time once a statement, by which an index can be searched: `clock_timestamp()` itself is asked for each row. Not after a lock."""
 
 _T1_ARGUMENTS = (
     "host", "repository_id", "pr_number", "source", "source_id", "installation_id", "action", "repo", "commit_sha", "idempotency_key",

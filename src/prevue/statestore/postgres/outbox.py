@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, and_, func, insert, select, union, update
 
 from prevue.model import Message, Notice, RequestState, decode_message
 from prevue.statestore.port import ClaimLimits, OutboxItem
-from prevue.statestore.postgres.claims import NOW
+from prevue.statestore.postgres.claims import NOW, START
 from prevue.statestore.postgres.database import Database
 from prevue.statestore.postgres.sweep import PostgresSweep
 from prevue.statestore.postgres.tables import ledger, outbox, preview, request
@@ -31,8 +31,8 @@ class PostgresOutbox(PostgresSweep):
     async def due_installations(self) -> list[int]:
         """Both partial indexes, from their oldest ends."""
         statement = union(
-            select(outbox.c.installation_id).where(_IS_TO_SEND, outbox.c.due_at <= NOW),
-            select(outbox.c.installation_id).where(_IS_TO_VERIFY, outbox.c.verify_at <= NOW),
+            select(outbox.c.installation_id).where(_IS_TO_SEND, outbox.c.due_at <= START),
+            select(outbox.c.installation_id).where(_IS_TO_VERIFY, outbox.c.verify_at <= START),
         )
         async with self._database.statement() as connection:
             return sorted((await connection.execute(statement)).scalars())
@@ -59,9 +59,9 @@ class PostgresOutbox(PostgresSweep):
         """Each row with its request as it is now, in one snapshot: the version that is reported sent is that of the text."""
         mine = outbox.c.installation_id == installation_id
         to_send = _items(
-            [_IS_TO_SEND, outbox.c.due_at <= NOW, mine], [request.c.state.in_(_OPEN), outbox.c.due_at, outbox.c.request_id], limit
+            [_IS_TO_SEND, outbox.c.due_at <= START, mine], [request.c.state.in_(_OPEN), outbox.c.due_at, outbox.c.request_id], limit
         )
-        to_verify = [_IS_TO_VERIFY, outbox.c.verify_at <= NOW, mine]
+        to_verify = [_IS_TO_VERIFY, outbox.c.verify_at <= START, mine]
         async with self._database.statement() as connection:
             rows = list((await connection.execute(to_send)).mappings())
             items = [_item(row, is_verify=False) for row in rows]
@@ -114,7 +114,7 @@ class PostgresOutbox(PostgresSweep):
             .where(
                 request.c.state.in_(_OPEN),
                 request.c.not_before <= NOW,
-                request.c.sent_at <= NOW - timedelta(seconds=quiet_seconds),
+                request.c.sent_at <= START - timedelta(seconds=quiet_seconds),
                 preview.c.lease_until <= NOW,
                 preview.c.helm_deadline <= NOW,
             )

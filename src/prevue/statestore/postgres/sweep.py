@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from prevue.model import Message, PreviewKey, PreviewState, RequestState, Source, decode_message
 from prevue.statestore.port import RequestView, StandingPreview
-from prevue.statestore.postgres.claims import NOW, order_of
+from prevue.statestore.postgres.claims import NOW, START, order_of
 from prevue.statestore.postgres.database import Database
 from prevue.statestore.postgres.reader import request_view
 from prevue.statestore.postgres.tables import cursor, lease, ledger, preview, request
@@ -46,7 +46,7 @@ class PostgresSweep:
 
     async def expired(self, *, limit: int) -> list[StandingPreview]:
         """By their own partial index."""
-        is_due = and_(preview.c.expires_at.is_not(None), _STANDS, preview.c.expires_at <= NOW)
+        is_due = and_(preview.c.expires_at.is_not(None), _STANDS, preview.c.expires_at <= START)
         statement = standing_columns().where(is_due, _IS_IDLE).order_by(preview.c.expires_at).limit(limit)
         return await self._standing_rows(statement)
 

@@ -54,16 +54,20 @@ class Store(
     """All protocols, as a deployer opens them."""
 
 
-class StateStoreHarness(Protocol):
-    """What the suites need beyond the port."""
+class OpenHarness(Protocol):
+    """What any comparison needs beyond the port."""
 
     def open(self) -> AbstractAsyncContextManager[Store]:
-        """Another process's view of the same statestore, with `LIMITS`."""
+        """Another process's view of the same statestore, with the suite's limits."""
         ...
 
     async def let_time_pass(self, seconds: float) -> None:
         """Leases, deadlines and delays are `seconds` nearer to their end."""
         ...
+
+
+class StateStoreHarness(OpenHarness, Protocol):
+    """What the suites need beyond the port; opened with `LIMITS`."""
 
     async def rows(self) -> Rows:
         """All that is stored."""

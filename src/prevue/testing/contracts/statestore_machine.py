@@ -1,0 +1,279 @@
+"""Any commands in any order on two statestores at once: the same answers, and the same to be seen afterwards.
+
+Hypothesis chooses the commands and shrinks what fails. One of the two is the fake, which the simulation trusts. Every span is so long, and
+time passes in such steps, that nothing ends within a minute after any step: how long the machine takes makes no difference.
+"""
+# ruff: noqa: S101 (these are tests: they assert)
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, MultipleResults, RuleBasedStateMachine, multiple, rule
+
+from prevue import lifecycle
+from prevue.errors import StaleClaim
+from prevue.lifecycle import Finish, Reason
+from prevue.model import Action, Claim, Message, PreviewState, RequestState, Source, destroy_request, replay_of
+from prevue.statestore.port import ClaimLimits, Granted
+from prevue.testing.contracts.statestore_harness import (
+    INSTALLATION,
+    OpenHarness,
+    Store,
+    close,
+    command,
+    due_items,
+    live_of,
+    push,
+)
+from prevue.testing.contracts.statestore_view import name_of, names_of, seen, told
+
+SPAN, STEP = 1000.0, 101.0
+"""Everything lasts a multiple of the one; time passes by a multiple of it and the other."""
+LIMITS = ClaimLimits(lease_seconds=3 * SPAN, attempts_max=3, acknowledge_after_seconds=SPAN, verify_after_seconds=6 * SPAN)
+PULL_REQUESTS = (1, 2)
+KEYS = [command(1, pr_number=number).key for number in PULL_REQUESTS]
+REPO = command(1).repo
+BOUNDED = settings(
+    max_examples=25,
+    stateful_step_count=25,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
+"""The same commands in every run, for some twenty seconds."""
+LOOK_EVERY = 3
+"""Commands: answers are compared each time, what can be seen after every third and at the end."""
+
+_NUMBERS = st.integers(1, 6)
+_PRS = st.sampled_from(PULL_REQUESTS)
+MESSAGES = st.one_of(
+    # Two commands a second: equal times are decided by rank and tie.
+    st.builds(lambda number, pr: command(number, pr_number=pr, at=number // 2), _NUMBERS, _PRS),
+    st.builds(lambda number, pr: command(number, pr_number=pr, at=number, action=Action.DESTROY, commit_sha=""), st.integers(7, 8), _PRS),
+    st.builds(lambda at, pr: close(at, pr_number=pr), st.integers(0, 4), _PRS),
+    st.builds(push, st.integers(0, 3), st.sampled_from(["one", "two"])),
+)
+FINISHES: dict[str, Callable[[Claim], Finish]] = {
+    "deployed": lambda claim: lifecycle.deployed(live_of(claim), "https://pr.example", ttl_seconds=10 * SPAN),
+    "already live": lambda _: lifecycle.already_live("https://pr.example", ttl_seconds=0),
+    "failed": lambda _: lifecycle.failed(Reason.NOT_READY, "never\x00 ready", began=True, ttl_seconds=4 * SPAN),
+    "refused": lambda _: lifecycle.rejected(Reason.PERMISSION_LOST, "no"),
+    "superseded": lambda _: lifecycle.superseded(),
+    "superseded, untold": lambda _: lifecycle.superseded(tell=False),
+    "torn down": lambda _: lifecycle.torn_down(RequestState.DESTROYED, Reason.TORN_DOWN, tell=True),
+}
+Pair = tuple[Claim, Claim]
+"""The same claim in the one store and in the other."""
+
+
+class StateStoreMachine(RuleBasedStateMachine):
+    """`one` and `other` are asked alike."""
+
+    claims = Bundle("claims")
+
+    def __init__(self, one: OpenHarness, other: OpenHarness) -> None:
+        super().__init__()
+        self._runner = asyncio.Runner()
+        self._harnesses = (one, other)
+        self._stack = AsyncExitStack()
+        self._commands = 0
+        self._stores: list[Store] = self._runner.run(self._open())
+
+    async def _open(self) -> list[Store]:
+        return [await self._stack.enter_async_context(harness.open()) for harness in self._harnesses]
+
+    def teardown(self) -> None:
+        """A last look; then close both."""
+        try:
+            self._runner.run(self._look())
+        finally:
+            self._runner.run(self._stack.aclose())
+            self._runner.close()
+
+    async def _look(self) -> None:
+        one, other = [await seen(store, KEYS, REPO) for store in self._stores]
+        differing = {name: (one.get(name), shown) for name, shown in other.items() if one.get(name) != shown}
+        assert not differing, f"what is seen differs: {differing}"
+
+    def both(self, call: Callable[[Store, int], Awaitable[object]]) -> list[Any]:
+        """What the two answer to `call(store, which)`, compared."""
+
+        async def one(which: int) -> object:
+            try:
+                return await call(self._stores[which], which)
+            except StaleClaim:
+                return "stale"
+
+        async def run() -> list[object]:
+            results = [await one(which) for which in (0, 1)]
+            assert told(results[0]) == told(results[1]), "the answers differ"
+            self._commands += 1
+            if self._commands % LOOK_EVERY == 0:
+                await self._look()
+            return results
+
+        return self._runner.run(run())
+
+    # -- claims ----------------------------------------------------------------------------------------------------------------------
+
+    @rule(target=claims, message=MESSAGES, holder=st.sampled_from(["me", "you"]))
+    def register(self, message: Message, holder: str) -> MultipleResults[Pair]:
+        """T1."""
+        return self._granted(self.both(lambda store, _: store.register_and_claim(message, holder=holder)))
+
+    @rule(target=claims, pr=_PRS, source=st.sampled_from([Source.EXPIRY, Source.SWEEP]))
+    def ours(self, pr: int, source: Source) -> MultipleResults[Pair]:
+        """A destroy of our own, with the order that it repeats."""
+
+        async def request(store: Store, _which: int) -> object:
+            found = await store.find(KEYS[pr - 1])
+            if found is None:
+                return None
+            message = destroy_request(
+                found.key, repo=REPO, installation_id=INSTALLATION, source=source, source_id=found.order.text, order=found.order
+            )
+            return await store.register_and_claim(message, holder="me")
+
+        return self._granted(self.both(request))
+
+    @rule(target=claims)
+    def replay(self) -> MultipleResults[Pair]:
+        """The newest dead letter once more."""
+
+        async def request(store: Store, _which: int) -> object:
+            letters = await store.dead_letters(limit=1)
+            message = await store.dead_message(letters[0].id) if letters else None
+            return message and await store.register_and_claim(replay_of(letters[0].id, message), holder="me")
+
+        return self._granted(self.both(request))
+
+    @rule(claim=claims)
+    def heartbeat(self, claim: Pair) -> None:
+        """Extend."""
+        self.both(lambda store, which: store.heartbeat(claim[which]))
+
+    @rule(claim=claims, state=st.sampled_from([PreviewState.DEPLOYING, PreviewState.DESTROYING]))
+    def begin(self, claim: Pair, state: PreviewState) -> None:
+        """Step 5."""
+        self.both(lambda store, which: store.begin(claim[which], preview_state=state, deadline_seconds=5 * SPAN, values_digest="digest"))
+
+    @rule(claim=claims, how=st.sampled_from(sorted(FINISHES)))
+    def finish(self, claim: Pair, how: str) -> None:
+        """Step 10."""
+        self.both(lambda store, which: store.finish(claim[which], FINISHES[how](claim[which])))
+
+    @rule(claim=claims, delay=st.sampled_from([0, 4 * SPAN]), counted=st.booleans())
+    def give_back(self, claim: Pair, delay: float, counted: bool) -> None:
+        """Transient failure or give-back."""
+        self.both(lambda store, which: store.give_back(claim[which], delay=delay, counted=counted, error="an outage"))
+
+    @rule(claim=claims)
+    def note(self, claim: Pair) -> None:
+        """The ledger's, and whether the time to live is over."""
+        self.both(lambda store, which: store.note(claim[which], "probed", {"status": 200, "text": "a\x00b"}))
+        if claim[0].token == self.both(lambda store, _: self._token(store, claim[0]))[0]:
+            self.both(lambda store, which: store.is_expired(claim[which]))
+
+    # -- outbox and sweeper ----------------------------------------------------------------------------------------------------------
+
+    @rule(place=st.integers(0, 3), is_sent=st.booleans())
+    def drain(self, place: int, is_sent: bool) -> None:
+        """One due item is sent or verified, or postponed."""
+
+        async def one(store: Store, _which: int) -> None:
+            items = await due_items(store)
+            if place < len(items):
+                await (
+                    store.sent(items[place], comment_id=place + 10)
+                    if is_sent
+                    else store.postpone(items[place], delay=2 * SPAN, error="later")
+                )
+
+        self.both(one)
+
+    @rule(quiet=st.sampled_from([0, 3 * SPAN]), limit=st.integers(1, 4))
+    def unheld(self, quiet: float, limit: int) -> None:
+        """Rule 1."""
+
+        async def identities(store: Store, _which: int) -> object:
+            messages = await store.unheld(quiet_seconds=quiet, limit=limit)
+            return await self._named(store, messages)
+
+        self.both(identities)
+
+    @rule(holder=st.sampled_from(["me", "you"]), is_taken=st.booleans())
+    def lane(self, holder: str, is_taken: bool) -> None:
+        """The outbox's lane."""
+        if is_taken:
+            self.both(lambda store, _: store.acquire_lane(INSTALLATION, holder=holder, seconds=2 * SPAN))
+        else:
+            self.both(lambda store, _: store.release_lane(INSTALLATION, holder=holder))
+
+    @rule(per_minute=st.integers(0, 3), per_hour=st.integers(1, 5))
+    def reserve(self, per_minute: int, per_hour: int) -> None:
+        """The token bucket: whether there is room."""
+
+        async def has_room(store: Store, _which: int) -> bool:
+            return await store.reserve_write(INSTALLATION, per_minute=per_minute, per_hour=per_hour) == 0
+
+        self.both(has_room)
+
+    @rule(above=st.integers(0, 40))
+    def raise_tokens(self, above: int) -> None:
+        """After a restore."""
+        self.both(lambda store, _: store.raise_tokens(above=above))
+
+    @rule()
+    def settle(self) -> None:
+        """The newest dead letter is dropped."""
+
+        async def drop(store: Store, _which: int) -> None:
+            for letter in await store.dead_letters(limit=1):
+                await store.settle_dead_letter(letter.id, "dropped")
+
+        self.both(drop)
+
+    @rule(older=st.sampled_from([0, 6 * SPAN]))
+    def overdue(self, older: float) -> None:
+        """The alarm."""
+
+        async def states(store: Store, _which: int) -> object:
+            return [(each.state, each.source, each.pr_number) for each in await store.overdue(older_than_seconds=older, limit=3)]
+
+        self.both(states)
+
+    @rule(spans=st.integers(1, 7))
+    def let_time_pass(self, spans: int) -> None:
+        """Leases, deadlines, delays end."""
+        for harness in self._harnesses:
+            self._runner.run(harness.let_time_pass(spans * SPAN + STEP))
+        self.both(self._nothing)
+
+    # -- small things ----------------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    async def _nothing(_store: Store, _which: int) -> None:
+        """Only look."""
+
+    @staticmethod
+    async def _token(store: Store, claim: Claim) -> int | None:
+        found = await store.find(claim.key)
+        return None if found is None else found.token
+
+    @staticmethod
+    async def _named(store: Store, messages: Iterable[Message]) -> list[str]:
+        names = names_of([case for key in KEYS if (case := await store.audit(key)) is not None])
+        return [f"{message.pr_number}/{name_of(message, names)}" for message in messages]
+
+    @staticmethod
+    def _granted(results: list[Any]) -> MultipleResults[Pair]:
+        one, other = results
+        return multiple((one.claim, other.claim)) if isinstance(one, Granted) and isinstance(other, Granted) else multiple()
