@@ -3,6 +3,7 @@
 A state is a tuple; a world says which follow from it, and what is wrong with one in which nothing more happens by itself.
 """
 import gc
+from array import array
 from collections import deque
 from typing import Callable, NamedTuple
 
@@ -32,7 +33,8 @@ def quick_replace(record):
 
 def explore(world, c, symmetry=True):
     """Breadth first → (states, transitions, violation or "", trace)."""
-    number, parent, calm, good = {world.initial(c): 0}, [(-1, "")], [], []
+    number, parent, good = {world.initial(c): 0}, [(-1, "")], []
+    calm_from, calm_to = array("l"), array("l")     # transitions without faults
     work, edges, labels = deque(number.items()), 0, {}
     gc.disable()                        # nothing here is cyclic, and looking for it costs a third
     while work:
@@ -46,16 +48,16 @@ def explore(world, c, symmetry=True):
             if bad:
                 return len(number), edges, bad, labels, trace(parent, k, label)
             s2 = world.canonical(s2) if symmetry else s2
-            j = number.get(s2)
-            if j is None:
-                j = number[s2] = len(parent)
+            j = number.setdefault(s2, len(parent))
+            if j == len(parent):
                 parent.append((k, label))
                 work.append((s2, j))
                 if j > STATES_MAX:
                     return len(number), edges, "LIMIT", labels, []
             if not fault:
                 moves += 1
-                calm.append((j, k))
+                calm_to.append(j)
+                calm_from.append(k)
         if not moves:
             bad = world.quiet_violation(s, c)
             if bad:
@@ -63,7 +65,7 @@ def explore(world, c, symmetry=True):
             good.append(k)
     # liveness: backwards from the good quiet states over transitions without faults
     back, reach, stack = [[] for _ in parent], bytearray(len(parent)), list(good)
-    for j, k in calm:
+    for j, k in zip(calm_to, calm_from, strict=True):
         back[j].append(k)
     while stack:
         k = stack.pop()

@@ -1,4 +1,4 @@
-"""The protocol's model: quick rows at once, all rows and the page's numbers at the end of the run (`conftest.py`); and step names in the code."""
+"""The protocol's model: quick rows, all rows with the page's numbers at the end of the run (`conftest.py`); step names in the code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ PROTOCOL = ROOT / "docs" / "protocol"
 MODEL = PROTOCOL / "protocol_model.py"
 WORDS = ("T1", "transient failure", "give back", "outbox drain", "outbox verify")
 """What the page names without a number."""
-REFERENCE = re.compile(r"(?P<where>\w+[ ]|'s[ ])?\b(?P<what>[Ss]tep|[Rr]ule|[Vv]erdict|[Ss]ection)s?[ ](?P<numbers>\d+(?:(?:, | and | to |, and )\d+)*)")
+REFERENCE = re.compile(
+    r"(?P<where>\w+[ ]|'s[ ])?\b(?P<what>[Ss]tep|[Rr]ule|[Vv]erdict|[Ss]ection)s?[ ](?P<numbers>\d+(?:(?:, | and | to |, and )\d+)*)"
+)
 
 
 def test_quick_rows_of_the_model_are_as_expected() -> None:
