@@ -93,7 +93,7 @@ class OutboxDrainer:
                 await self._outbox.release_lane(installation_id, holder=self._holder)
 
     async def _deliver(self, item: OutboxItem, write_until: float) -> bool:
-        """Protocol outbox drain and protocol outbox verify of one item; False ends the lane's turn, since the next item would meet the same limit."""
+        """Protocol outbox drain or protocol outbox verify of one item; False: the lane's turn ends, the next would meet the same limit."""
         try:
             comment_id = await self._write(item, write_until)
         except RateLimited as exc:
