@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 SEEDS ?= 20000
 PROCESSES ?= 2
 
-.PHONY: help sync demo test check format-check lint types contracts fmt unit bench-burst bench-webhook bench-claim interleavings docs github-description clean simulate simulate-bugs simulate-crashes
+.PHONY: help sync demo test check format-check lint types contracts fmt unit bench-burst bench-webhook bench-claim interleavings docs github-description clean model simulate simulate-bugs simulate-crashes
 
 help: ## Print these targets
 	@printf 'Prevue: a running preview on Kubernetes for every GitHub pull request.\n\n'
@@ -27,7 +27,7 @@ test: check ## Everything: the checks, then all tests, on a real PostgreSQL and 
 	@$(RUN) pytest $(PYTEST_ARGS)
 
 unit: sync ## The tests without PostgreSQL, cluster and browser: seconds
-	@$(RUN) pytest -m "not postgres and not cluster and not browser" $(PYTEST_ARGS)
+	@$(RUN) pytest -m "not postgres and not cluster and not browser and not model" $(PYTEST_ARGS)
 
 check: format-check lint types contracts ## Format, lint, types and import contracts
 
@@ -69,6 +69,9 @@ github-description: sync ## Fetch GitHub's published description again and prune
 clean: ## Remove what the commands above made in this folder (not the shared cache of built programs)
 	@rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist bench/results
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+model: sync ## The claim protocol in every interleaving of small worlds: minutes; writes the tables of docs/protocol/protocol.md
+	@$(RUN) python docs/protocol/protocol_model.py --write
 
 simulate: sync ## SEEDS=20000 simulated worlds on 2 processes: violations, faults by kind, the command that replays each failure
 	@$(RUN) python -m tests.simulation --processes $(PROCESSES) run --seeds $(SEEDS)

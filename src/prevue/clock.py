@@ -1,6 +1,6 @@
 """Time as the protocol needs it, behind one small port, so that a simulation can own it.
 
-Deadlines that must hold although the machine was suspended are absolute CLOCK_BOOTTIME seconds (protocol, section 7);
+Deadlines that must hold although the machine was suspended are absolute CLOCK_BOOTTIME seconds (protocol section 7);
 CLOCK_MONOTONIC stands still during a suspend. Waiting is asyncio's own: a simulated event loop owns that too.
 """
 

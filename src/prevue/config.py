@@ -68,7 +68,7 @@ class AppSettings(Struct, frozen=True, kw_only=True):
 
 
 class DeployerSettings(Struct, frozen=True, kw_only=True):
-    """The deployer's process and the claim protocol's numbers (docs/protocol, section 7)."""
+    """The deployer's process and the claim protocol's numbers (protocol section 7)."""
 
     slots: int = 50
     """Requests carried out at the same time by one process. A slot is cheap: most of its time it waits for pods."""
@@ -105,7 +105,7 @@ class DeployerSettings(Struct, frozen=True, kw_only=True):
 
 
 class SweeperSettings(Struct, frozen=True, kw_only=True):
-    """The sweeper, in a deployer or as a process of its own: how often each of its rules runs (docs/protocol, section 6)."""
+    """The sweeper, in a deployer or as a process of its own: how often each of its rules runs (protocol section 6)."""
 
     deliveries_seconds: float = 15
     """How often GitHub's log is searched for deliveries that the App did not take. A call or two each, of the App's own 5,000 an hour."""

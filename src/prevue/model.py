@@ -1,7 +1,7 @@
 """The words of the domain as values: message, request, order, preview, claim.
 
 Nothing here does I/O or reads a clock. The message is the decision record's payload, field for field, plus optional fields;
-identity and order of a request are those of the claim protocol (`docs/protocol/`, sections 1 and 4).
+identity and order of a request are those of the claim protocol (protocol sections 1 and 4).
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def order(self) -> Order:
-        """Its place among the requests of its pull request (protocol, section 4).
+        """Its place among the requests of its pull request (protocol section 4).
 
         Raises:
             MessageInvalid: `requested_at` is absent and has not been read from GitHub yet.
@@ -200,7 +200,7 @@ def repeating(message: Message, *, source: Source, source_id: str, order: Order)
 
 
 def replay_of(request_id: int, message: Message) -> Message:
-    """The dead request `request_id` once more, as a new request (protocol, section 1)."""
+    """The dead request `request_id` once more, as a new request (protocol section 1)."""
     return repeating(message, source=Source.REPLAY, source_id=str(request_id), order=message.order)
 
 

@@ -1,7 +1,7 @@
 """Do the settings fit together, and does a process have what it needs? Asked once, at start; a process that would break a promise
 later refuses to run now.
 
-The numbers' rules are the claim protocol's (`docs/protocol/`, section 7). All errors are reported together; what merely slows recovery
+The numbers' rules are the claim protocol's (protocol section 7). All errors are reported together; what merely slows recovery
 is a warning.
 """
 

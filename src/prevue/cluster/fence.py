@@ -1,4 +1,4 @@
-"""The fence: a preview's namespace, its ownership, its annotation, and the proof that a stale token is refused (protocol, steps 3, 4, 9).
+"""The fence: a preview's namespace, its ownership, its annotation, and the proof that a stale token is refused (protocol steps 3, 4, 9).
 
 One invariant: the annotation is only ever changed by compare-and-swap to a larger token, and the namespace is only ever deleted with
 the uid and resourceVersion that were read with our own token in it.
@@ -83,7 +83,7 @@ class Fences:
     async def raise_(
         self, key: PreviewKey, namespace: str, token: int, *, create: bool, kind: FenceKind, bindings: Iterable[Binding]
     ) -> Fence | None:
-        """Step 3. A new preview is the common case: create first, look only where that is refused.
+        """Protocol step 3. A new preview is the common case: create first, look only where that is refused.
 
         The bindings are made at each raise, since a worker may have died before its first one.
         """
@@ -142,7 +142,7 @@ class Fences:
             raise NamespaceTerminating(f"the namespace {meta.name} is still being deleted")
 
     async def bites(self, fence: Fence) -> None:
-        """Step 4. The API server takes annotation and rights from caches, each up to some 20 ms late.
+        """Protocol step 4. The API server takes annotation and rights from caches, each up to some 20 ms late.
 
         Authorization comes before admission: a refusal by the policy proves that the identity's rights are known, and that the
         annotation is seen. So the one answer also says that the rightful token will pass.
@@ -200,7 +200,7 @@ class Fences:
         return True
 
     async def delete(self, fence: Fence, *, timeout_seconds: float) -> None:
-        """Step 9: DELETE with the preconditions of our own raise; 409 means that it was written to, by us or by a newer claim."""
+        """Protocol step 9: DELETE with the preconditions of our own raise; 409 means that it was written to, by us or by a newer claim."""
         give_up = time.monotonic() + timeout_seconds
         version: str | None = fence.resource_version
         for _ in range(SWAP_ATTEMPTS_MAX):

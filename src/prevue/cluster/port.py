@@ -1,7 +1,7 @@
 """The cluster port: namespaces under a fence, the truth about releases, readiness, URLs.
 
 Every write is made under a claim's token. The namespace's annotation `prevue.dev/fence` is the fence: the API server refuses each write
-of the impersonated `deployer` whose token is smaller (`docs/protocol/`, section 8). Errors: `ClusterUnavailable`, `StaleClaim`,
+of the impersonated `deployer` whose token is smaller (protocol section 8). Errors: `ClusterUnavailable`, `StaleClaim`,
 `NamespaceTerminating`, `NamespaceForeign`, `NotReady`.
 """
 
@@ -95,7 +95,7 @@ class Cluster(Protocol):
     """One Kubernetes cluster."""
 
     async def raise_fence(self, key: PreviewKey, namespace: str, token: int, *, create: bool) -> Fence | None:
-        """Step 3: annotation := token by compare-and-swap; absent: created in one call with labels and annotation (`create`), or None.
+        """Protocol step 3: annotation := token by compare-and-swap; absent: created in one call with labels and fence (`create`), or None.
 
         The rights of the namespace's `deployer` identity are bound here too.
 
@@ -106,7 +106,7 @@ class Cluster(Protocol):
         ...
 
     async def fence_bites(self, fence: Fence) -> None:
-        """Step 4: return once a stale worker's server dry-run write is refused: that of the impersonated deployer with token - 1 by the
+        """Protocol step 4: return once a stale worker's server dry-run write is refused: that of the impersonated deployer with token - 1 by the
         policy, or those with the tokens of earlier claims. With `FenceKind.LEASE` at once."""
         ...
 
@@ -115,11 +115,11 @@ class Cluster(Protocol):
         ...
 
     async def release(self, fence: Fence, name: str) -> ReleaseRecord | None:
-        """Step 7: the newest revision's record, read from the API server, not a cache; None: there is no such release."""
+        """Protocol step 7: the newest revision's record, read from the API server, not a cache; None: there is no such release."""
         ...
 
     async def wait_ready(self, fence: Fence, manifest: str, limits: ReadyLimits) -> None:
-        """Step 8: return when every workload of the rendered `manifest` has rolled out completely, confirmed by a fresh read.
+        """Protocol step 8: return when every workload of the rendered `manifest` has rolled out completely, confirmed by a fresh read.
 
         Waits on watches that all previews share, one per kind. Fails fast.
 
@@ -138,7 +138,7 @@ class Cluster(Protocol):
         ...
 
     async def delete_namespace(self, fence: Fence, *, timeout_seconds: float) -> None:
-        """Step 9: DELETE with preconditions uid and resourceVersion of the raise, then wait for 404. A new resourceVersion under the
+        """Protocol step 9: DELETE with preconditions uid and resourceVersion of the raise; wait for 404. A new resourceVersion under the
         same token is read and retried.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Waiting for a release's workloads (protocol, step 8): woken by the shared watches, decided by fresh reads.
+"""Waiting for a release's workloads (protocol step 8): woken by the shared watches, decided by fresh reads.
 
 Two clocks run: the readiness time-out, which stands still while the commit's own image is missing, and the wait for that image.
 """

@@ -1,4 +1,4 @@
-"""What Helm's own Secrets say about a release (protocol, step 7), read in the name of the claim.
+"""What Helm's own Secrets say about a release (protocol step 7), read in the name of the claim.
 
 In the claim's name, so that Prevue's own account needs no right on any Secret of the cluster. The reads name no
 resourceVersion: the API server answers from its store, not from a cache.

@@ -1,4 +1,4 @@
-"""Holding a claim: heartbeats, and knowing in time that the claim is lost (protocol, step 1 and section 7).
+"""Holding a claim: heartbeats, and knowing in time that the claim is lost (protocol step 1 and protocol section 7).
 
 The holder stops itself at three quarters of the lease after the *sending* of its last successful heartbeat, by CLOCK_BOOTTIME: it may not
 be able to learn of its loss, and a machine that slept must count the sleep.

@@ -1,4 +1,4 @@
-"""The steps under a claim (protocol, steps 2 to 9): read GitHub, fence, begin, Helm, read back, ready, URL; or tear down.
+"""The steps under a claim (protocol steps 2 to 9): read GitHub, fence, begin, Helm, read back, ready, URL; or tear down.
 
 Returns how the request ends; raises a `TransientError` where another attempt may do better and `StaleClaim` where the claim is lost. When
 it ends, by any way, its Helm is reaped: the Helm port promises it. Success is what the cluster says, never what Helm printed.
@@ -102,7 +102,7 @@ class Pipeline:
             await self._note_times(claim, times)
 
     async def _destroy(self, claim: Claim, times: StepTimes) -> Finish:
-        """A close is carried out as it is; what the sweeper asked for is looked at again first (step 2)."""
+        """A close is carried out as it is; what the sweeper asked for is looked at again first (protocol step 2)."""
         source = claim.message.effective_source
         if source in (Source.SWEEP, Source.EXPIRY):
             with times.step("look_again"):
@@ -113,7 +113,7 @@ class Pipeline:
         return await self._teardown(claim, times, RequestState.DESTROYED, reason)
 
     async def _reason_is_gone(self, claim: Claim) -> Reason | None:
-        """Whether rule 3's or rule 5's reason does not hold any more. What is live is *unknown*: somebody has begun, so go on.
+        """Whether the reason of protocol rules 3 or 5 is gone. What is live is *unknown*: somebody has begun, so go on.
 
         A sweep is asked for on what was read before any claim: meanwhile the pull request may be open and its preview rightful. An
         expiry has the order of what it ends, so a replay of equal order may have deployed since, and moved `expires_at`.
@@ -134,7 +134,7 @@ class Pipeline:
         if refused is not None:
             return refused
         if not pull.is_open:
-            # Rejecting alone is not enough: the older close may already have been superseded by this command (step 2).
+            # Rejecting alone is not enough: the older close may already have been superseded by this command (protocol step 2).
             return await self._teardown(claim, times, RequestState.SUPERSEDED, Reason.PULL_REQUEST_CLOSED)
         try:
             plan = self._plan(claim, pull)
@@ -154,7 +154,7 @@ class Pipeline:
         return await self._release(claim, fence, plan, times)
 
     async def _read_github(self, claim: Claim) -> tuple[PullRequest, Finish | None]:
-        """Step 2: is it open, and does the asker still have the right? Asked at once, both are needed."""
+        """Protocol step 2: is it open, and does the asker still have the right? Asked at once, both are needed."""
         message = claim.message
         pull, permission = await asyncio.gather(
             self._github.pull_request(message.installation_id, message.repo, message.pr_number),
@@ -189,7 +189,8 @@ class Pipeline:
             return ""
 
     async def _raise_fence(self, claim: Claim, *, create: bool) -> Fence | None:
-        """Steps 3 and 4. A namespace that is still being deleted is waited for under the heartbeat: it costs no attempt."""
+        """Protocol steps 3 and 4. A namespace that is still being deleted is waited for under the heartbeat: it costs no attempt,
+        until that has lasted for too long."""
         give_up_at = self._clock.boottime() + self._limits.namespace_gone_seconds
         while True:
             try:
@@ -205,7 +206,7 @@ class Pipeline:
         return fence
 
     async def _release(self, claim: Claim, fence: Fence, plan: Plan, times: StepTimes) -> Finish:
-        """Steps 5 to 8. From the begin on, what is live is unknown until a finish says so."""
+        """Protocol steps 5 to 8. From the begin on, what is live is unknown until a finish says so."""
         spec = ReleaseSpec(
             namespace=claim.namespace,
             name=claim.releases[0],
@@ -246,14 +247,14 @@ class Pipeline:
         return lifecycle.deployed(live, url, ttl_seconds=plan.ttl_seconds)
 
     async def _begin(self, claim: Claim, state: PreviewState, digest: str = "") -> float | None:
-        """Step 5: the absolute deadline for Helm, or None where a newer request is desired."""
+        """Protocol step 5: the absolute deadline for Helm, or None where a newer request is desired."""
         deadline = self._clock.boottime() + self._limits.helm_deadline_seconds
         seconds = self._limits.helm_deadline_seconds + self._limits.helm_deadline_grace_seconds
         began = await self._store.begin(claim, preview_state=state, deadline_seconds=seconds, values_digest=digest)
         return None if isinstance(began, NewerDesired) else deadline
 
     async def _run_helm(self, fence: Fence, spec: ReleaseSpec, deadline: float) -> HelmRun:
-        """Step 6: recover what an interrupted Helm left, then upgrade or install; one Helm at a time, all before one deadline."""
+        """Protocol step 6: recover what an interrupted Helm left, then upgrade or install; one Helm at a time, all before one deadline."""
         kubeconfig = self._cluster.kubeconfig(fence)
         record = None if fence.created else await self._cluster.release(fence, spec.name)
         if record is not None and (record.status.startswith("pending-") or record.status == "uninstalling"):
@@ -267,7 +268,7 @@ class Pipeline:
         return await self._helm.upgrade_install(spec, kubeconfig=kubeconfig, deadline=deadline)
 
     async def _read_back(self, fence: Fence, spec: ReleaseSpec, run: HelmRun) -> int:
-        """Step 7: the release Secret decides; exit code and text only explain. Returns the revision.
+        """Protocol step 7: the release Secret decides; exit code and text only explain. Returns the revision.
 
         Raises:
             ReleaseFailed, ChartInvalid: the chart's fault. TransientError: anything else that is not deployed and ours.
@@ -287,7 +288,7 @@ class Pipeline:
         raise TransientError(f"Helm ended with code {run.exit_code} and the cluster shows {status}\n{run.error}")
 
     async def _wait_for_url(self, fence: Fence, manifest: str, plan: Plan, limits: ReadyLimits, times: StepTimes | None = None) -> str:
-        """Step 8: workloads, then the address, then an answer."""
+        """Protocol step 8: workloads, then the address, then an answer."""
         await self._cluster.wait_ready(fence, manifest, limits)
         times = times or StepTimes(self._clock)
         with times.step("url"):
@@ -301,7 +302,7 @@ class Pipeline:
         return url
 
     async def _teardown(self, claim: Claim, times: StepTimes, outcome: RequestState, reason: Reason) -> Finish:
-        """Step 9: uninstall, delete the namespace under its preconditions, wait for 404. Repeated, it does no harm."""
+        """Protocol step 9: uninstall, delete the namespace under its preconditions, wait for 404. Repeated, it does no harm."""
         is_close = claim.message.action is Action.DESTROY
         with times.step("fence"):
             fence = await self._raise_fence(claim, create=False)

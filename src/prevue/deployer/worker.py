@@ -1,4 +1,4 @@
-"""One message from receipt to settlement: register, claim, carry out, finish (protocol, section 2).
+"""One message from receipt to settlement: register, claim, carry out, finish (protocol section 2).
 
 The queue wakes, the statestore decides. Whatever happens inside, the worker ends in one of three ways: it wrote the outcome under its
 token, it gave the claim back after its Helm child was reaped, or it lost the claim and wrote nothing.
@@ -157,7 +157,7 @@ class Worker:
             # The pipeline classifies what it knows; this one came from before it began.
             finish = lifecycle.failed(Reason.OTHER, _text(exc), began=False)
         except Exception as exc:
-            # An error that nobody classified counts as transient until the attempts are spent (protocol, section 3).
+            # An error that nobody classified counts as transient until the attempts are spent (protocol section 3).
             expected = isinstance(exc, TransientError)
             log.warning("attempt failed", action="attempt_failed", error=_text(exc), exc_info=not expected)
             delay = max(getattr(exc, "retry_after", None) or 0, self._backoff(claim.attempt))
@@ -211,7 +211,7 @@ class Worker:
                 await asyncio.sleep(self._jitter(0.5))
 
     async def _wake_waiting(self, claim: Claim) -> None:
-        """Step 11: a hint; when it is lost, the sweeper's rule 1 wakes them."""
+        """Protocol step 11: a hint; when it is lost, protocol rule 1 wakes them."""
         with suppress(StateStoreUnavailable, QueueUnavailable):
             for message in await self._store.waiting(claim.key):
                 await self._enqueuer.enqueue(message)

@@ -2,7 +2,7 @@
 
 It happens after the answer to GitHub has been decided and never changes it: the command is durable in the queue, and what is skipped or
 fails here the deployer's outbox writes. Three rules: list our own comments first and only ever POST (the outbox owns the comment from
-then on); stay inside the budget; at shutdown finish what has begun, within a bound. docs/protocol, section 5.
+then on); stay inside the budget; at shutdown finish what has begun, within a bound (protocol section 5).
 """
 
 from __future__ import annotations

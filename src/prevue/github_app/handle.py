@@ -2,7 +2,7 @@
 
 The order is the promise. The App authorises before it enqueues, since every enqueued request supersedes older ones; it enqueues before
 it answers 2xx, since GitHub never repeats a delivery by itself; whatever it cannot find out in time it answers with 503, enqueues
-nothing, and the sweeper has GitHub send the delivery again. ADR 1; docs/protocol, sections 4 and 5.
+nothing, and the sweeper has GitHub send the delivery again. ADR 1; protocol sections 4 and 5.
 """
 
 from __future__ import annotations

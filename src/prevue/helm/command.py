@@ -1,4 +1,4 @@
-"""The Helm command as a child process: `helm` 3.18 or newer, or 4, under the wrapper of the claim protocol's step 6.
+"""The Helm command as a child process: `helm` 3.18 or newer, or 4, under the wrapper of protocol step 6.
 
 Nothing of the machine's own Helm reaches a run: no HELM_* variable, no plugin, no repository file, no context. What is shared between
 runs is the cache of the API server's discovery, which spares each Helm some thirty requests. Linux only: the wrapper needs PDEATHSIG

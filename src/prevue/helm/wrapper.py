@@ -1,8 +1,8 @@
-"""Helm's parent: it starts Helm at most once, never past an absolute deadline, and does not end before Helm is reaped (protocol, step 6).
+"""Helm's parent: it starts Helm at most once, never past an absolute deadline, and does not end before Helm is reaped (protocol step 6).
 
 Run as `python -I -S -E wrapper.py DEADLINE GRACE WORKER STATUS_FD PROGRAM [ARGUMENT …]`: a script of its own that imports nothing of
 Prevue, because its start is paid for by every Helm run. DEADLINE is in CLOCK_BOOTTIME seconds: a relative time-out would move past the
-deadline that the statestore holds when the machine is suspended between the claim's step 5 and the exec; an alarm armed before the exec
+deadline that the statestore holds when the machine is suspended between protocol step 5 and the exec; an alarm armed before the exec
 is no use either (Go ignores SIGALRM, exec deletes POSIX timers). So this process waits on an absolute timerfd.
 
 Who dies with whom: the worker's death kills the wrapper, the wrapper's death kills Helm (PDEATHSIG, SIGKILL). The exit code says nothing,

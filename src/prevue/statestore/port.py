@@ -1,4 +1,4 @@
-"""The statestore port: the claim protocol's transactions, one method each (`docs/protocol/`, section 2).
+"""The statestore port: the claim protocol's transactions, one method each (protocol section 2).
 
 Each method is atomic and durable at return. All times are the database's (`clock_timestamp()`), never a caller's. A write under a claim
 presents the claim's token; where that is no longer the preview's, nothing is written and `StaleClaim` is raised. Any method may raise
@@ -17,7 +17,7 @@ from prevue.model import Claim, Live, Message, Notice, Order, PreviewKey, Previe
 
 
 class ClaimLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """The protocol's numbers that the statestore applies (section 7)."""
+    """The protocol's numbers that the statestore applies (protocol section 7)."""
 
     lease_seconds: float = 30
     attempts_max: int = 5
@@ -28,31 +28,31 @@ class ClaimLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Done(msgspec.Struct, frozen=True):
-    """Verdict 1: the request is terminal."""
+    """Protocol verdict 1: the request is terminal."""
 
     state: RequestState
 
 
 class InProgress(msgspec.Struct, frozen=True):
-    """Verdicts 2 and 4: the preview is busy; the request is durable here and the sweeper wakes it."""
+    """Protocol verdicts 2 and 4: the preview is busy; the request is durable here and the sweeper wakes it."""
 
 
 class Superseded(msgspec.Struct, frozen=True):
-    """Verdict 3: a newer request is desired; the request has ended, its outbox row is written."""
+    """Protocol verdict 3: a newer request is desired; the request has ended, its outbox row is written."""
 
 
 class Later(msgspec.Struct, frozen=True):
-    """Verdict 5: `not_before` lies `delay` seconds ahead."""
+    """Protocol verdict 5: `not_before` lies `delay` seconds ahead."""
 
     delay: float
 
 
 class Dead(msgspec.Struct, frozen=True):
-    """Verdict 6: attempts are spent; the request is a dead letter and its announcement is in the outbox."""
+    """Protocol verdict 6: attempts are spent; the request is a dead letter and its announcement is in the outbox."""
 
 
 class Granted(msgspec.Struct, frozen=True):
-    """Verdict 7: this worker holds the preview."""
+    """Protocol verdict 7: this worker holds the preview."""
 
     claim: Claim
 
@@ -72,7 +72,7 @@ class ClaimStore(Protocol):
     """Register, claim, and every write under the claim."""
 
     async def register_and_claim(self, message: Message, *, holder: str) -> Verdict:
-        """T1: register the request, raise what is desired, give the first verdict that fits, under the preview's row lock.
+        """Protocol T1: register the request, raise what is desired, give the first verdict that fits, under the preview's row lock.
 
         `message.is_complete` must be true. A repeated message finds its row. Namespace and release names are derived at the first
         registration of a preview and stored; an attempt is counted with Granted; a newly registered command that the verdict leaves
@@ -81,7 +81,7 @@ class ClaimStore(Protocol):
         ...
 
     async def heartbeat(self, claim: Claim) -> Order:
-        """Extend the lease; returns the order that is desired now. A lapsed lease is never revived.
+        """Protocol step 1: extend the lease; returns the order that is desired now. A lapsed lease is never revived.
 
         Raises:
             StaleClaim: the token is not the preview's any more, or the lease has lapsed.
@@ -91,7 +91,7 @@ class ClaimStore(Protocol):
     async def begin(
         self, claim: Claim, *, preview_state: PreviewState, deadline_seconds: float, values_digest: str = ""
     ) -> Began | NewerDesired:
-        """Step 5: store Helm's deadline (`deadline_seconds` from the database's now) and `deploying` or `destroying`; live becomes unknown.
+        """Protocol step 5: store Helm's deadline (`deadline_seconds` from the database's now) and the new state; live becomes unknown.
 
         Raises:
             StaleClaim: the token is not the preview's any more, or the lease has lapsed.
@@ -99,7 +99,7 @@ class ClaimStore(Protocol):
         ...
 
     async def finish(self, claim: Claim, finish: Finish) -> None:
-        """Step 10: request, preview and outbox row in one transaction; preview and claim are free afterwards.
+        """Protocol step 10: request, preview and outbox row in one transaction; preview and claim are free afterwards.
 
         Raises:
             StaleClaim: the token is not the preview's, or the request is not `claimed` under it any more.
@@ -107,7 +107,7 @@ class ClaimStore(Protocol):
         ...
 
     async def give_back(self, claim: Claim, *, delay: float, counted: bool, error: str) -> None:
-        """Transient failure (`counted`) or give-back: the request waits again, not before `delay` seconds; the preview is free.
+        """Protocol transient failure (`counted`) or protocol give back: the request waits, not before `delay` seconds; the preview is free.
 
         Only to be called when the Helm child is reaped. The request's `error` keeps why, freed of secrets.
 
@@ -117,7 +117,7 @@ class ClaimStore(Protocol):
         ...
 
     async def waiting(self, key: PreviewKey) -> list[Message]:
-        """The preview's waiting requests whose `not_before` has passed: a hint for the queue after a finish (step 11)."""
+        """The preview's waiting requests whose `not_before` has passed: a hint for the queue after a finish (protocol step 11)."""
         ...
 
     async def is_expired(self, claim: Claim) -> bool:
@@ -142,7 +142,7 @@ class OutboxItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outbox(Protocol):
-    """What is still to be said on pull requests (protocol, section 5)."""
+    """What is still to be said on pull requests (protocol section 5)."""
 
     async def due_installations(self) -> list[int]:
         """Installations with rows that are due or to be verified now."""
@@ -181,12 +181,12 @@ class SweepStore(Protocol):
     """What the sweeper's rules read and mark."""
 
     async def unheld(self, *, quiet_seconds: float, limit: int) -> list[Message]:
-        """Rule 1: requests not terminal, `not_before` past, preview not busy, no message sent for `quiet_seconds`; marks them sent."""
+        """Protocol rule 1: requests not terminal, `not_before` past, preview not busy, not sent for `quiet_seconds`; marks them sent."""
         ...
 
 
 class StandingPreview(msgspec.Struct, frozen=True, kw_only=True):
-    """A preview's row as the sweeper's rules 2, 3 and 5 read it, in one snapshot."""
+    """A preview's row as protocol rules 2, 3 and 5 read it, in one snapshot."""
 
     key: PreviewKey
     repo: str
@@ -214,7 +214,7 @@ class JanitorStore(Protocol):
         ...
 
     async def expired(self, *, limit: int) -> list[StandingPreview]:
-        """Rule 5: `expires_at` past, idle, not destroyed; the one that expired first comes first."""
+        """Protocol rule 5: `expires_at` past, idle, not destroyed; the one that expired first comes first."""
         ...
 
     async def is_registered(self, key: PreviewKey, source: Source, source_id: str) -> bool:

@@ -1,4 +1,4 @@
-"""What every statestore backend decides alike and without I/O: who hears of an outcome (protocol, section 5), what text is stored."""
+"""What every statestore backend decides alike and without I/O: who hears of an outcome (protocol section 5), what text is stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sweeper's rule 6: what needs an operator; and tokens above the cluster's after a restore (protocol, sections 1 and 6).
+"""Protocol rule 6: what needs an operator; and tokens above the cluster's after a restore (protocol sections 1 and 6).
 
 A database that was restored from a backup would give tokens out again. The cluster remembers: each namespace bears the token of its last
 claim. Above the largest of them nothing was ever written under a claim that still stands.

@@ -1,4 +1,4 @@
-"""The sweeper's rule 2, its second part: commands in comments that no delivery brought (protocol, section 6).
+"""Protocol rule 2, its second part: commands in comments that no delivery brought (protocol section 6).
 
 GitHub may never send a webhook, or lose it. Comments are read by repository since the last scan; a command that has no request is handed
 to the App's own way in, which gives it the same identity as its webhook would have: whoever comes second changes nothing.

@@ -1,4 +1,4 @@
-"""The sweeper's rule 2, its first part: deliveries that the App did not take are sent again by GitHub (protocol, section 6).
+"""Protocol rule 2, its first part: deliveries that the App did not take are sent again by GitHub (protocol section 6).
 
 GitHub never repeats a delivery by itself, and keeps it for three days. A redelivery is an entry of its own with the same guid, so the
 log itself says how often one was tried and whether any try succeeded; the cursor only saves reading what is settled.

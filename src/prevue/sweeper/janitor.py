@@ -1,7 +1,7 @@
-"""What should not stand any more: the sweeper's rules 2 (closed pull requests), 3 (orphans) and 5 (expiry); protocol, section 6.
+"""What should not stand any more: protocol rules 2 (closed pull requests), 3 (orphans) and 5 (expiry); protocol section 6.
 
 Nothing is deleted here. Each finding becomes a request like any other; whoever claims the preview looks again, since all that is read
-here may be old by then. A request that is registered already is not sent: rule 1 cares for it.
+here may be old by then. A request that is registered already is not sent: protocol rule 1 cares for it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Janitor:
         self._github_host = github_host
         self._told: set[str] = set()
 
-    # -- rule 3 ----------------------------------------------------------------------------------------------------------------------
+    # -- protocol rule 3 ------------------------------------------------------------------------------------------------------------------
 
     async def sweep_orphans(self) -> int:
         """Namespaces with our label whose preview is idle, and whose pull request is closed or whose row is missing or destroyed.
@@ -112,7 +112,7 @@ class Janitor:
             self._told.add(namespace.uid)
             log.warning("a namespace with our label is left alone", action="orphan_left", namespace=namespace.name, reason=text)
 
-    # -- rule 2, its third part --------------------------------------------------------------------------------------------------------
+    # -- protocol rule 2, its third part --------------------------------------------------------------------------------------------------
 
     async def sweep_closed(self) -> int:
         """Previews that are not destroyed and whose pull request is closed: the `close` that no delivery brought."""
@@ -152,7 +152,7 @@ class Janitor:
                 log.warning("a repository cannot be looked at", action="sweep_item_failed", repo=repo, error=str(exc))
         return closed
 
-    # -- rule 5 ----------------------------------------------------------------------------------------------------------------------
+    # -- protocol rule 5 ------------------------------------------------------------------------------------------------------------------
 
     async def sweep_expired(self) -> int:
         """Previews whose time to live is over. Known by what is live and its order: the same commit may come and expire again."""

@@ -1,4 +1,4 @@
-"""The outbox's drainer: one status comment per request, always the newest text (protocol, section 5; sweeper rule 4).
+"""The outbox's drainer: one status comment per request, always the newest text (protocol section 5, protocol rule 4).
 
 One drainer at a time an installation, by a lane lease that only saves work: every step is safe without it. A drainer that was stopped in
 a POST may finish after another has marked the row, so each row is verified once more when no earlier writer can be left.
@@ -82,7 +82,7 @@ class OutboxDrainer:
         try:
             while True:
                 # Nothing that was read is written later than a lane's lease: after a longer pause another has written a newer text and
-                # verified it, and nobody would mend an older one any more. `verify_at` counts on it (protocol, section 5).
+                # verified it, and nobody would mend an older one any more. `verify_at` counts on it (protocol section 5).
                 write_until = self._clock.boottime() + LANE_SECONDS
                 items = await self._outbox.due(installation_id, limit=BATCH_ITEMS)
                 if not items:
@@ -104,7 +104,7 @@ class OutboxDrainer:
                     log.warning("GitHub's limit", action="outbox_limited", installation_id=installation_id, seconds=seconds)
 
     async def _deliver(self, item: OutboxItem, write_until: float) -> bool:
-        """Write or verify one item; False ends the lane's turn, since the next item would meet the same.
+        """Protocol outbox drain or protocol outbox verify of one item; False ends the lane's turn, since the next item would meet the same.
 
         Raises:
             RateLimited: GitHub takes nothing of this installation for a while.

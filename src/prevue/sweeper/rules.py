@@ -1,4 +1,4 @@
-"""Which rules a sweeper runs, and how often: the protocol's section 6 as a list."""
+"""Which rules a sweeper runs, and how often: protocol section 6 as a list."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def make_rules(
     github_host: str,
     poll_deliveries: bool = False,
 ) -> list[Rule]:
-    """Rules 2, 3, 5 and 6; rules 1 and 4 run in every deployer (`waiting.py`, `outbox.py`), since a command waits for them.
+    """Protocol rules 2, 3, 5 and 6; protocol rules 1 and 4 run in every deployer (`waiting.py`, `outbox.py`): a command waits for them.
 
     With `poll_deliveries` deliveries are read instead of sent again: there is no address to which they could be sent.
     """

@@ -1,4 +1,4 @@
-"""The sweeper's rule 1: what nobody holds goes to the queue again (protocol, section 6).
+"""Protocol rule 1: what nobody holds goes to the queue again (protocol section 6).
 
 `InProgress` is acknowledged, so a request whose worker died lives in the statestore alone: without this rule it would be lost.
 Safe without any lease: a message too many finds its request done or held.

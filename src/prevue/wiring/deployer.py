@@ -81,7 +81,7 @@ async def build(settings: Settings, *, poll_deliveries: bool = False) -> AsyncIt
         fence = await cluster.fence_kind()
         demand_fence(settings.cluster, fence, ConfigError)
         log.info("deployer starts", action="deployer_started", holder=holder, helm=version, fence=fence, slots=limits.slots)
-        # Before anybody claims: a restored database would give tokens out again (protocol, section 1).
+        # Before anybody claims: a restored database would give tokens out again (protocol section 1).
         await _when_reachable(lambda: raise_tokens_above_cluster(store, cluster))
         drainer = make_drainer(settings, store, github, holder)
         pipeline = Pipeline(

@@ -217,7 +217,7 @@ async def _cluster(settings: Settings, near: Neighbours) -> list[Line]:
 
 
 async def _alarms(settings: Settings, near: Neighbours) -> list[Line]:
-    """The sweeper's rule 6, asked now."""
+    """Protocol rule 6, asked now."""
     async with near.store(settings) as store, near.cluster(settings) as cluster:
         seconds = settings.sweeper.overdue_seconds
         overdue = await store.overdue(older_than_seconds=seconds, limit=1)

@@ -104,7 +104,7 @@ async def open_sweeper(
 
 
 def make_waiting(settings: Settings, store: PostgresStateStore, enqueuer: Enqueuer) -> WaitingSweeper:
-    """Rule 1."""
+    """Protocol rule 1."""
     limits = settings.deployer
     return WaitingSweeper(
         store=store, enqueuer=enqueuer, interval_seconds=limits.sweep_interval_seconds, quiet_seconds=limits.sweep_quiet_seconds
@@ -112,7 +112,7 @@ def make_waiting(settings: Settings, store: PostgresStateStore, enqueuer: Enqueu
 
 
 def make_drainer(settings: Settings, store: PostgresStateStore, github: GitHubClient, holder: str) -> OutboxDrainer:
-    """Rule 4."""
+    """Protocol rule 4."""
     limits = settings.deployer
     writes = OutboxLimits(per_minute=limits.comments_per_minute, per_hour=limits.comments_per_hour)
     return OutboxDrainer(holder=holder, outbox=store, github=github, limits=writes)

@@ -1,4 +1,4 @@
--- T1 of the claim protocol: register and claim (docs/protocol, section 2). One function, so one round trip and one commit; the verdicts
+-- Protocol T1: register and claim (protocol section 2). One function, so one round trip and one commit; the verdicts
 -- are taken under the preview's row lock, each statement in here having a snapshot of its own (READ COMMITTED, VOLATILE).
 -- Lock order, here and everywhere: preview, request, outbox.
 CREATE FUNCTION prevue_register_and_claim(

@@ -1,4 +1,4 @@
--- Tables of queue and statestore (docs/protocol, section 1). All times are the database's, from clock_timestamp():
+-- Tables of queue and statestore (protocol section 1). All times are the database's, from clock_timestamp():
 -- now() is the transaction's start, older than the row lock that it waited for. '-infinity' is "over" or "none".
 
 CREATE SEQUENCE claim_token;

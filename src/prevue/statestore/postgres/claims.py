@@ -1,4 +1,4 @@
-"""Register, claim and every write under the claim: the transactions of the claim protocol, section 2, in PostgreSQL.
+"""Register, claim and every write under the claim: the transactions of protocol section 2, in PostgreSQL.
 
 Lock order everywhere: preview, request, outbox. T1 is a function in the database (`migrations/sql/0001_functions.sql`): measured on one
 machine (PostgreSQL 18, commit to disk) it took 0.7 ms, the same statements one by one 1.8 ms from the bare driver and 2.9 from SQLAlchemy,
@@ -65,7 +65,7 @@ class PostgresClaims:
     _clock: Clock
 
     async def register_and_claim(self, message: Message, *, holder: str) -> Verdict:
-        """T1, one round trip."""
+        """Protocol T1, one round trip."""
         if not message.is_complete:
             raise ValueError("the message must be complete before it is registered")
         order = message.order
@@ -120,7 +120,7 @@ class PostgresClaims:
     async def begin(
         self, claim: Claim, *, preview_state: PreviewState, deadline_seconds: float, values_digest: str = ""
     ) -> Began | NewerDesired:
-        """Step 5. Orders are compared, never `desired_request`: a replay, sweep or expiry equals what it repeats."""
+        """Protocol step 5. Orders are compared, never `desired_request`: a replay, sweep or expiry equals what it repeats."""
         desired = tuple_(preview.c.desired_at, preview.c.desired_rank, preview.c.desired_tie)
         mine = tuple_(*claim.order, types=[preview.c.desired_at.type, preview.c.desired_rank.type, preview.c.desired_tie.type])
         began = (
@@ -145,7 +145,7 @@ class PostgresClaims:
         return Began()
 
     async def finish(self, claim: Claim, finish: Finish) -> None:
-        """Step 10: both updates hit one row, or nothing is written."""
+        """Protocol step 10: both updates hit one row, or nothing is written."""
         async with self._database.transaction() as connection:
             state_before = await connection.scalar(select(preview.c.state).where(_holds(claim)).with_for_update())
             if state_before is None:
@@ -170,7 +170,7 @@ class PostgresClaims:
             await _record(connection, claim, "finished", **{name: value for name, value in details.items() if value})
 
     async def give_back(self, claim: Claim, *, delay: float, counted: bool, error: str) -> None:
-        """Transient failure, or give-back; live stays as `begin` left it."""
+        """Protocol transient failure, or protocol give back; live stays as `begin` left it."""
         waits = update(request).values(
             state=RequestState.WAITING.value,
             not_before=NOW + timedelta(seconds=delay),

@@ -2,7 +2,7 @@
 
 T1 and the heartbeat are one statement each and go to the driver directly: through SQLAlchemy T1 took 1.1 ms instead of 0.7, beside a
 bare one-row UPDATE's 0.3 (measured on one machine, commit to disk). A heartbeat moreover must never wait behind other statements for a
-connection, and must fail early enough for two more to be tried within the lease (protocol, section 7): hence its own pool and limit.
+connection, and must fail early enough for two more to be tried within the lease (protocol section 7): hence its own pool and limit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is still to be said on pull requests, and what the sweeper asks: protocol, sections 5 and 6, in PostgreSQL."""
+"""What is still to be said on pull requests, and what the sweeper asks: protocol sections 5 and 6, in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class PostgresOutbox(PostgresSweep):
             await connection.execute(statement)
 
     async def unheld(self, *, quiet_seconds: float, limit: int) -> list[Message]:
-        """Section 6, rule 1. Rows that somebody is working on are passed over: they are not quiet, and waiting for them could deadlock."""
+        """Protocol rule 1. Rows that somebody is working on are passed over: they are not quiet, and waiting for them could deadlock."""
         chosen = (
             select(request.c.id)
             .join(preview, _same_preview(request))

@@ -1,4 +1,4 @@
-"""What the sweeper and the operator ask and mark, beside outbox and waiting requests: protocol, section 6, in PostgreSQL."""
+"""What the sweeper and the operator ask and mark, beside outbox and waiting requests: protocol section 6, in PostgreSQL."""
 
 from __future__ import annotations
 
