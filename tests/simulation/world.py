@@ -57,8 +57,10 @@ LANE_SECONDS = 12.0
 VERIFY_SECONDS = LANE_SECONDS + 20.0
 """The lane's lease and the longest that a request to GitHub can be under way."""
 UNREACHABLE_SECONDS = 60.0
+POLL_SECONDS = 4.0
+"""An idle outbox is most of a quiet world's work."""
 SWEEPER = SweeperSettings(
-    deliveries_seconds=10,
+    deliveries_seconds=20,
     poll_seconds=3,
     comments_seconds=20,
     previews_seconds=20,
@@ -67,6 +69,8 @@ SWEEPER = SweeperSettings(
     overdue_seconds=3600,
 )
 
+_STRIKES_APP = ("crash_app", "pause_app")
+_STRIKES_DEPLOYER = ("crash_deployer", "pause_deployer", "pause_deployer_and_helm", "graceful_stop")
 _key: list[AppKey] = []
 
 
@@ -377,9 +381,7 @@ class World:
         """A call of a port by `process`: perhaps something happens to it a few awaits later."""
         if not self.faults.is_active or process.strike_at >= process.steps:
             return
-        is_app = process.name.startswith("app")
-        kinds = ("crash_app", "pause_app") if is_app else ("crash_deployer", "pause_deployer", "pause_deployer_and_helm", "graceful_stop")
-        for kind in kinds:
+        for kind in _STRIKES_APP if process.name.startswith("app") else _STRIKES_DEPLOYER:
             if self.faults.draw(kind):
                 self.strike_soon(process, kind)
                 return
