@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import structlog
 from tests.simulation.invariants import Violation
-from tests.simulation.quiet import QuietCheck, has_commands_without_request, snapshot, unquiet
+from tests.simulation.quiet import QuietCheck, has_commands_without_request, is_told_wrongly, snapshot, unquiet
 from tests.simulation.world import LANE_SECONDS, POLL_SECONDS, UNREACHABLE_SECONDS, Settings, World
 
 from prevue.queue.port import Enqueued
@@ -111,7 +111,10 @@ async def _story(world: World) -> None:
     if has_commands_without_request(world) and world.loop.time() < scanned_at:
         await asyncio.sleep(scanned_at - world.loop.time())
         await _become_quiet(world)
-    QuietCheck(world).check()
+    if world.settings.has_sweeper_rules and is_told_wrongly(world):
+        await asyncio.sleep(SCANNED_WITHIN_SECONDS)
+        await _become_quiet(world)
+    QuietCheck(world, world.oracle.report).check()
     before = snapshot(world)
     await _say_everything_twice(world)
     after = snapshot(world)

@@ -142,6 +142,10 @@ class Settings:
     """The fault kinds that are on; None: the seed draws them."""
     policy: bool | None = None
     numbers: Numbers | None = None
+    boost: float = 1.0
+    """How many times more often each fault happens than elsewhere: for a world of few kinds."""
+    fence_lag_seconds: float | None = None
+    """How far the policy's cache lags; None: the seed draws it."""
     keep_trace: bool = False
 
 
@@ -182,7 +186,11 @@ class World:
         self.digest = sha256()
         self.lines: list[str] = []
         swarm = Swarm.draw(
-            self.random, has_sweeper_rules=self.settings.has_sweeper_rules, only=self.settings.only, policy=self.settings.policy
+            self.random,
+            has_sweeper_rules=self.settings.has_sweeper_rules,
+            only=self.settings.only,
+            policy=self.settings.policy,
+            boost=self.settings.boost,
         )
         self.numbers = self.settings.numbers or Numbers.draw(self.random)
         self.limits = ClaimLimits(
@@ -197,6 +205,8 @@ class World:
         self.queue = QueueDisk()
         self.store = StateStoreDisk()
         lag = self.random.choice((0.0, 0.02, 0.3, 1.5))
+        if self.settings.fence_lag_seconds is not None:
+            lag = self.settings.fence_lag_seconds
         self.cluster = FakeClusterState(clock=self.clock, policy=swarm.has_policy, fence_lag_seconds=lag)
         self.cluster.delete_seconds = self.numbers.delete_seconds
         if lag:
