@@ -359,3 +359,14 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True):
 def comment_marker(key: PreviewKey, source: Source, source_id: str) -> str:
     """Hidden first line of the status comment of one request; App and outbox compute the same."""
     return f"<!-- prevue:{key.github_host}/{key.repository_id}/{key.pr_number}/{source}/{source_id} -->"
+
+
+_MARKER = re.compile(r"<!-- prevue:([^/\s]{1,255})/(\d{1,18})/(\d{1,9})/([a-z]+)/([ -~]{1,300}?) -->")
+
+
+def request_of_comment(body: str) -> tuple[PreviewKey, Source, str] | None:
+    """The identity in a comment's marker; None: it begins with none. Anybody can write one: whose comment it is must be asked, too."""
+    found = _MARKER.match(body)
+    if found is None or found[4] not in set(Source):
+        return None
+    return PreviewKey(found[1], int(found[2]), int(found[3])), Source(found[4]), found[5]

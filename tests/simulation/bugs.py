@@ -12,11 +12,11 @@ from typing import Any
 from unittest.mock import patch
 
 import msgspec
-from tests.simulation import bugs_claim
+from tests.simulation import bugs_claim, bugs_sweeper
 from tests.simulation.planting import BUGS, Bug, bug, planted, world_of
 from tests.simulation.world import Settings
 
-__all__ = ["BUGS", "Bug", "bugs_claim", "planted"]
+__all__ = ["BUGS", "Bug", "bugs_claim", "bugs_sweeper", "planted"]
 
 
 from prevue import lifecycle
@@ -29,14 +29,12 @@ from prevue.github_app import handle
 from prevue.github_app.acknowledge import Acknowledger
 from prevue.github_app.handle import Handler
 from prevue.lifecycle import Reason
-from prevue.model import Action, Live, Order, PreviewState, RequestState, Source
+from prevue.model import Action, Live, PreviewState, RequestState
 from prevue.queue import port as queue_port
-from prevue.statestore.port import Began, Dead, NewerDesired
+from prevue.statestore.port import Began, Dead
 from prevue.statestore.rules import STATUS, is_told
-from prevue.sweeper.commands import CommandScan
-from prevue.sweeper.deliveries import Redeliverer
-from prevue.sweeper.janitor import Janitor
 from prevue.sweeper.outbox import OutboxDrainer
+from prevue.sweeper.own_comments import OwnComments
 from prevue.testing import queue as queue_fake
 from prevue.testing.cluster import FakeCluster
 from prevue.testing.statestore import FakeStateStore
@@ -52,14 +50,14 @@ _register = FakeStateStore.register_and_claim
 # -- under the claim ------------------------------------------------------------------------------------------------------
 
 
-@bug("a release that exists is a success (A5)")
+@bug("a release that exists is a success (A5)", breaks=("ready_means_ready_at_that_commit",))
 def exists_is_success() -> list[Any]:
     from prevue.deployer import pipeline
 
     return [patch.object(pipeline, "_is_ours", lambda record, labels: record is not None)]
 
 
-@bug("Helm's exit code is believed")
+@bug("Helm's exit code is believed", breaks=("ready_means_ready_at_that_commit",))
 def exit_code_decides() -> list[Any]:
     original = Pipeline._read_back
 
@@ -70,7 +68,7 @@ def exit_code_decides() -> list[Any]:
     return [patch.object(Pipeline, "_read_back", read_back)]
 
 
-@bug("ready as soon as Helm is done: workloads are not waited for")
+@bug("ready as soon as Helm is done: workloads are not waited for", breaks=("ready_means_ready_at_that_commit",))
 def no_readiness() -> list[Any]:
     async def wait_for_url(self: Any, fence: Any, manifest: Any, plan: Any, limits: Any, times: Any = None) -> str:
         return await self._cluster.url(fence, manifest, plan.url_source, host=plan.url_host, timeout_seconds=1)  # type: ignore[no-any-return]
@@ -81,6 +79,7 @@ def no_readiness() -> list[Any]:
 @bug(
     "what is live stays known after the begin, and is believed without a look",
     settings=world_of("crash_deployer", "helm_killed", "helm_lies", "cluster_error"),
+    breaks=("ready_means_ready_at_that_commit",),
 )
 def live_is_believed() -> list[Any]:
     async def begin(self: Any, claim: Any, **options: Any) -> Any:
@@ -96,7 +95,7 @@ def live_is_believed() -> list[Any]:
     return [patch.object(FakeStateStore, "begin", begin), patch.object(Pipeline, "_live_url", live_url)]
 
 
-@bug("a pending release is not recovered (A7)")
+@bug("a pending release is not recovered (A7)", breaks=("outages_end_nothing",))
 def no_recovery() -> list[Any]:
     async def run_helm(self: Any, fence: Any, spec: Any, deadline: float) -> Any:
         return await self._helm.upgrade_install(spec, kubeconfig=self._cluster.kubeconfig(fence), deadline=deadline)
@@ -104,7 +103,7 @@ def no_recovery() -> list[Any]:
     return [patch.object(Pipeline, "_run_helm", run_helm)]
 
 
-@bug("the head at execution is deployed, not the pinned commit (G-1)")
+@bug("the head at execution is deployed, not the pinned commit (G-1)", breaks=("every_apply_was_authorised_for_that_commit",))
 def head_at_execution() -> list[Any]:
     from tests.simulation.world import World
 
@@ -121,6 +120,7 @@ def head_at_execution() -> list[Any]:
 @bug(
     "a command on a closed pull request is rejected, and no more",
     settings=world_of("github_stale_read_app", "webhook_delay", "queue_delay", has_sweeper_rules=False),
+    breaks=("closed_pull_request_leaves_nothing",),
 )
 def closed_only_rejects() -> list[Any]:
     original = Pipeline._teardown
@@ -136,6 +136,7 @@ def closed_only_rejects() -> list[Any]:
 @bug(
     "open or closed is not read under the claim",
     settings=world_of("github_stale_read_app", "webhook_delay", "queue_delay", has_sweeper_rules=False),
+    breaks=("closed_pull_request_leaves_nothing",),
 )
 def closed_not_read() -> list[Any]:
     original = Pipeline._read_github
@@ -147,7 +148,39 @@ def closed_not_read() -> list[Any]:
     return [patch.object(Pipeline, "_read_github", read_github)]
 
 
-@bug("the namespace is deleted by its name alone", settings=world_of("pause_deployer", "cluster_slow", "helm_slow"))
+@bug(
+    "what is live is answered before GitHub is read",
+    breaks=("closed_pull_request_leaves_nothing",),
+    settings=world_of("github_stale_read_app", "webhook_delay", "queue_delay", has_sweeper_rules=False, boost=2.0),
+)
+def live_before_github() -> list[Any]:
+    original = Pipeline._deploy
+
+    async def deploy(self: Any, claim: Any, times: Any) -> Any:
+        if claim.live is not None and claim.live.sha == claim.message.commit_sha and claim.preview_state is PreviewState.READY:
+            await asyncio.sleep(0.01)
+            return lifecycle.already_live(claim.url, ttl_seconds=0)
+        return await original(self, claim, times)
+
+    return [patch.object(Pipeline, "_deploy", deploy)]
+
+
+@bug("a right that was lost while the request waited is not asked for again (G-3)", breaks=("every_apply_was_authorised_for_that_commit",))
+def permission_not_read() -> list[Any]:
+    original = Pipeline._read_github
+
+    async def read_github(self: Any, claim: Any) -> Any:
+        pull, refused = await original(self, claim)
+        return pull, None if refused is not None and refused.reason is Reason.PERMISSION_LOST else refused
+
+    return [patch.object(Pipeline, "_read_github", read_github)]
+
+
+@bug(
+    "the namespace is deleted by its name alone",
+    settings=world_of("pause_deployer", "cluster_slow", "helm_slow"),
+    breaks=("one_mutating_worker_per_release",),
+)
 def no_precondition() -> list[Any]:
     original = FakeCluster.delete_namespace
 
@@ -166,7 +199,11 @@ def no_precondition() -> list[Any]:
     return [patch.object(FakeCluster, "delete_namespace", delete_namespace)]
 
 
-@bug("a teardown becomes a dead letter", settings=world_of("crash_deployer", "pause_deployer", "store_lost_answer"))
+@bug(
+    "a teardown becomes a dead letter",
+    settings=world_of("crash_deployer", "pause_deployer", "store_lost_answer"),
+    breaks=("closed_pull_request_leaves_nothing",),
+)
 def destroy_dies() -> list[Any]:
     def verdict(self: Any, request: Any, preview: Any, now: Any) -> Any:
         found = _verdict(self, request, preview, now)
@@ -177,99 +214,20 @@ def destroy_dies() -> list[Any]:
     return [patch.object(FakeStateStore, "_verdict", verdict)]
 
 
-# -- the sweeper's rules ----------------------------------------------------------------------------------------------------
-
-LOST = world_of("webhook_never_sent", "webhook_lost", "pause_deployer", "github_stale_read_worker", "cluster_slow", "crash_deployer")
-"""What only the sweeper repairs."""
-
-
-@bug("failed deliveries are not sent again (rule 2)", settings=LOST)
-def no_redelivery() -> list[Any]:
-    return [patch.object(Redeliverer, "sweep", _nothing)]
-
-
-@bug("comments are not searched for commands that no delivery brought (rule 2)", settings=LOST)
-def no_comment_scan() -> list[Any]:
-    return [patch.object(CommandScan, "sweep", _nothing)]
-
-
-@bug("closed pull requests are not looked for (rules 2 and 3)", settings=LOST)
-def no_look_for_closed() -> list[Any]:
-    return [patch.object(Janitor, "sweep_closed", _nothing), patch.object(Janitor, "sweep_orphans", _nothing)]
-
-
-@bug("nobody removes a stale worker's empty namespace (rule 3)", settings=LOST)
-def no_orphans() -> list[Any]:
-    return [patch.object(Janitor, "sweep_orphans", _nothing)]
-
-
-@bug("nothing expires (rule 5)")
-def no_expiry() -> list[Any]:
-    return [patch.object(Janitor, "sweep_expired", _nothing)]
-
-
-@bug("the sweeper deletes an orphan by itself, without a claim", settings=LOST)
-def janitor_without_claim() -> list[Any]:
-    original = Janitor.sweep_orphans
-
-    async def sweep_orphans(self: Any) -> int:
-        for namespace in await self._namespaces.owned(self._github_host):
-            row = await self._store.find(namespace.key)
-            if row is not None and row.state is PreviewState.DESTROYED:
-                await asyncio.sleep(1)
-                self._namespaces._cluster._state.namespaces.pop(namespace.name, None)
-        return await original(self)
-
-    return [patch.object(Janitor, "sweep_orphans", sweep_orphans)]
-
-
-@bug("a sweep and an expiry do not look again under the claim")
-def no_second_look() -> list[Any]:
-    async def reason_is_gone(self: Any, claim: Any) -> None:
-        await asyncio.sleep(0)
-
-    return [patch.object(Pipeline, "_reason_is_gone", reason_is_gone)]
-
-
-@bug("the begin asks whether the request is the desired one, not whether its order is: a sweep never begins", settings=LOST)
-def begin_by_id() -> list[Any]:
-    async def begin(self: Any, claim: Any, **options: Any) -> Any:
-        if self.disk.previews[claim.key].desired_request != claim.request_id:
-            await asyncio.sleep(0)
-            return NewerDesired()
-        return await _begin(self, claim, **options)
-
-    return [patch.object(FakeStateStore, "begin", begin)]
-
-
-@bug("an expiry has the time at which it is due: it beats a command given before and not yet seen")
-def expiry_by_time() -> list[Any]:
-    original = Janitor._ask
-
-    async def ask(self: Any, key: Any, repo: str, installation_id: int, source: Any, source_id: str, order: Any) -> int:
-        if source is Source.EXPIRY:
-            order = Order(self._repositories._clock.now().replace(microsecond=0), 0, 2**40)
-        return await original(self, key, repo, installation_id, source, source_id, order)
-
-    return [patch.object(Janitor, "_ask", ask)]
-
-
-async def _nothing(_self: Any) -> int:
-    await asyncio.sleep(0)
-    return 0
-
-
 # -- telling --------------------------------------------------------------------------------------------------------------
 
 
-@bug("the outbox row is written after the outcome's transaction (A9)")
+@bug("the outbox row is written after the outcome's transaction (A9)", breaks=("nothing_ends_without_a_word",))
 def outbox_apart() -> list[Any]:
     async def finish(self: Any, claim: Any, finish: Any) -> None:
         await _finish(self, claim, msgspec.structs.replace(finish, tell=False))
-        await asyncio.sleep(0.01)
         row = self.disk.requests[claim.request_id]
         if finish.tell and is_told(row.message, finish.outcome, PreviewState.READY):
-            _tell_again(self, row)
+            asyncio.get_running_loop().create_task(tell(self, row), name="tell")
+
+    async def tell(self: Any, row: Any) -> None:
+        await asyncio.sleep(0.5)
+        _tell_again(self, row)
 
     return [patch.object(FakeStateStore, "finish", finish)]
 
@@ -277,6 +235,7 @@ def outbox_apart() -> list[Any]:
 @bug(
     "the dead letter's announcement is written after its transaction (A18)",
     settings=world_of("poison", "crash_deployer", "store_error", "graceful_stop"),
+    breaks=("dead_letter_is_announced",),
 )
 def dead_letter_apart() -> list[Any]:
     async def register(self: Any, message: Any, *, holder: str) -> Any:
@@ -301,7 +260,7 @@ def _tell_again(store: Any, row: Any) -> None:
         box.version, box.due_at = box.version + 1, now
 
 
-@bug("the outcome is no higher version of the acknowledgement's row")
+@bug("the outcome is no higher version of the acknowledgement's row", breaks=("nothing_ends_without_a_word", "dead_letter_is_announced"))
 def outcome_kept_out() -> list[Any]:
     def end(self: Any, request: Any, *rest: Any, **options: Any) -> None:
         box = self.disk.outbox.get((request.id, STATUS))
@@ -313,7 +272,7 @@ def outcome_kept_out() -> list[Any]:
     return [patch.object(FakeStateStore, "_end", end)]
 
 
-@bug("the acknowledgement has an outbox row of its own, with its own verify")
+@bug("the acknowledgement has an outbox row of its own, with its own verify", breaks=("nothing_ends_without_a_word",))
 def ack_row_apart() -> list[Any]:
     item = FakeStateStore._item
 
@@ -334,7 +293,7 @@ def ack_row_apart() -> list[Any]:
     return [patch.object(FakeStateStore, "register_and_claim", register), patch.object(FakeStateStore, "_item", apart)]
 
 
-@bug("duplicate comments are left standing (A10)")
+@bug("duplicate comments are left standing (A10)", breaks=("one_status_comment_per_command",))
 def no_heal() -> list[Any]:
     from prevue.github.client import GitHubClient
 
@@ -344,7 +303,12 @@ def no_heal() -> list[Any]:
     return [patch.object(GitHubClient, "delete_comment", delete_comment)]
 
 
-@bug("a comment that was written is not verified once more (A11)")
+async def unseen(_self: Any, *_: Any) -> None:
+    """The comment scan's look at our own comments, which mends the same."""
+    await asyncio.sleep(0)
+
+
+@bug("a comment that was written is not verified once more (A11)", breaks=("one_status_comment_per_command",))
 def no_verify() -> list[Any]:
     original = FakeStateStore.sent
 
@@ -352,10 +316,10 @@ def no_verify() -> list[Any]:
         await original(self, item, comment_id=comment_id)
         self.disk.outbox[item.notice.request_id, item.kind].verify_at = None
 
-    return [patch.object(FakeStateStore, "sent", sent)]
+    return [patch.object(FakeStateStore, "sent", sent), patch.object(OwnComments, "look", unseen)]
 
 
-@bug("a comment is POSTed without looking for one that is there")
+@bug("a comment is POSTed without looking for one that is there", breaks=("one_status_comment_per_command", "redelivery_changes_nothing"))
 def no_search_before_post() -> list[Any]:
     async def post_once(self: Any, installation_id: int, repo: str, number: int, marker: str, body: str, delivery_id: str) -> bool:
         await self._github.create_comment(installation_id, repo, number, body)
@@ -364,7 +328,7 @@ def no_search_before_post() -> list[Any]:
     return [patch.object(Acknowledger, "_post_once", post_once)]
 
 
-@bug("the App edits a comment that it finds: a late acknowledgement turns `ready` back")
+@bug("the App edits a comment that it finds: a late acknowledgement turns `ready` back", breaks=("nothing_ends_without_a_word",))
 def app_patches() -> list[Any]:
     original = Acknowledger._post_once
 
@@ -378,7 +342,26 @@ def app_patches() -> list[Any]:
     return [patch.object(Acknowledger, "_post_once", post_once)]
 
 
-@bug("an outbox row that GitHub refused for good is forgotten")
+@bug(
+    "what was read long ago is written all the same, and nobody looks at our own comments again (A11)",
+    breaks=("nothing_ends_without_a_word", "dead_letter_is_announced"),
+    settings=world_of("pause_deployer", "github_slow", "store_slow", boost=3.0),
+)
+def writes_late() -> list[Any]:
+    original = OutboxDrainer._write
+
+    async def write(self: Any, item: Any, _write_until: float) -> Any:
+        return await original(self, item, float("inf"))
+
+    return [patch.object(OutboxDrainer, "_write", write), patch.object(OwnComments, "look", unseen)]
+
+
+@bug("a command that two Apps refused at once keeps two refusals", breaks=("one_status_comment_per_command",))
+def refusals_left() -> list[Any]:
+    return [patch.object(OwnComments, "_leave_one", unseen)]
+
+
+@bug("an outbox row that GitHub refused for good is forgotten", breaks=("nothing_ends_without_a_word",))
 def outbox_gives_up() -> list[Any]:
     original = OutboxDrainer._postpone
 
@@ -393,7 +376,7 @@ def outbox_gives_up() -> list[Any]:
 # -- receiving ------------------------------------------------------------------------------------------------------------
 
 
-@bug("the queue's message is settled at receipt")
+@bug("the queue's message is settled at receipt", breaks=("accepted_reaches_terminal_state",))
 def ack_early() -> list[Any]:
     original = queue_fake.FakeQueue._handle
 
@@ -404,7 +387,7 @@ def ack_early() -> list[Any]:
     return [patch.object(queue_fake.FakeQueue, "_handle", handle_early)]
 
 
-@bug("202 before the message is durable (A13)")
+@bug("202 before the message is durable (A13)", breaks=("accepted_reaches_terminal_state",))
 def answer_before_enqueue() -> list[Any]:
     async def enqueue(self: Any, message: Any) -> Any:
         task = asyncio.create_task(self._enqueuer.enqueue(message))
@@ -414,7 +397,7 @@ def answer_before_enqueue() -> list[Any]:
     return [patch.object(Handler, "_enqueue", enqueue)]
 
 
-@bug("202 although the queue did not take the message (A13)")
+@bug("202 although the queue did not take the message (A13)", breaks=("accepted_reaches_terminal_state",))
 def queue_error_is_accepted() -> list[Any]:
     original = Handler._enqueue
 
@@ -425,7 +408,7 @@ def queue_error_is_accepted() -> list[Any]:
     return [patch.object(Handler, "_enqueue", enqueue)]
 
 
-@bug("who may not push may preview")
+@bug("who may not push may preview", breaks=("every_apply_was_authorised_for_that_commit",))
 def no_authorisation() -> list[Any]:
     original = handle._refusal
 
@@ -436,12 +419,14 @@ def no_authorisation() -> list[Any]:
     return [patch.object(handle, "_refusal", refusal)]
 
 
-@bug("nobody re-enqueues what nobody holds (sweeper, rule 1)", settings=Settings(sweeper=False))
+@bug(
+    "nobody re-enqueues what nobody holds (sweeper, rule 1)", settings=Settings(sweeper=False), breaks=("accepted_reaches_terminal_state",)
+)
 def no_sweeper() -> list[Any]:
     return []
 
 
-@bug("the sweeper looks for waiting requests only, not for expired claims")
+@bug("the sweeper looks for waiting requests only, not for expired claims", breaks=("accepted_reaches_terminal_state",))
 def sweeper_forgets_claimed() -> list[Any]:
     original = FakeStateStore.unheld
 
@@ -455,7 +440,7 @@ def sweeper_forgets_claimed() -> list[Any]:
     return [patch.object(FakeStateStore, "unheld", unheld)]
 
 
-@bug("every error ends the request: an outage is taken for the chart's fault")
+@bug("an interrupted Helm counts as a success", breaks=("ready_means_ready_at_that_commit",))
 def outage_is_permanent() -> list[Any]:
     original = Worker._outcome
 

@@ -10,12 +10,14 @@ from typing import Any
 from unittest.mock import patch
 
 from tests.simulation.planting import UNFENCED, bug, world_of
+from tests.simulation.world import Numbers
 
 from prevue import lifecycle
 from prevue.cluster.port import Fence
+from prevue.deployer import worker
 from prevue.deployer.pipeline import Pipeline
 from prevue.deployer.worker import Worker
-from prevue.errors import OutageError, StaleClaim
+from prevue.errors import StaleClaim
 from prevue.lifecycle import Reason
 from prevue.model import Action, Order, PreviewState, RequestState
 from prevue.statestore.port import Done
@@ -37,7 +39,7 @@ _register = FakeStateStore.register_and_claim
 _is_busy = is_busy
 
 
-@bug("the claim is on the commit, not on the preview", settings=UNFENCED)
+@bug("the claim is on the commit, not on the preview", settings=UNFENCED, breaks=("one_mutating_worker_per_release",))
 def claim_per_key() -> list[Any]:
     def verdict(self: Any, request: Any, preview: Any, now: Any) -> Any:
         holder = self.disk.requests.get(preview.holder_request)
@@ -49,12 +51,12 @@ def claim_per_key() -> list[Any]:
     return [patch.object(FakeStateStore, "_verdict", verdict)]
 
 
-@bug("the claim looks at the lease alone, not at Helm's stored deadline", settings=UNFENCED)
+@bug("the claim looks at the lease alone, not at Helm's stored deadline", settings=UNFENCED, breaks=("one_mutating_worker_per_release",))
 def no_helm_deadline() -> list[Any]:
     return [patch.object(fake, "is_busy", lambda preview, now: preview.lease_until > now)]
 
 
-@bug("the claim is released while Helm still runs", settings=UNFENCED)
+@bug("the claim is released while Helm still runs", settings=UNFENCED, breaks=("one_mutating_worker_per_release",))
 def release_running() -> list[Any]:
     async def run(self: Any, holding: Any) -> Any:
         work = asyncio.ensure_future(self._pipeline(holding.claim))
@@ -70,7 +72,11 @@ def release_running() -> list[Any]:
     return [patch.object(Worker, "_run", run)]
 
 
-@bug("a graceful stop gives the claim back while Helm still runs", settings=world_of("graceful_stop", "helm_slow", policy=False))
+@bug(
+    "a graceful stop gives the claim back while Helm still runs",
+    settings=world_of("graceful_stop", "helm_slow", "store_slow", "pause_deployer", policy=False, boost=4.0),
+    breaks=("one_mutating_worker_per_release",),
+)
 def give_back_running() -> list[Any]:
     original = Worker._run
 
@@ -82,7 +88,7 @@ def give_back_running() -> list[Any]:
         work.add_done_callback(lambda done: done.cancelled() or done.exception())
         if work.done():
             return work.result()
-        raise OutageError("the deployer stops")
+        raise worker._HaltedError
 
     return [patch.object(Worker, "_run", run)]
 
@@ -90,6 +96,7 @@ def give_back_running() -> list[Any]:
 @bug(
     "Helm's deadline counts from its start, not from the begin",
     settings=world_of("pause_deployer", "helm_slow", "cluster_slow", policy=False),
+    breaks=("one_mutating_worker_per_release",),
 )
 def relative_deadline() -> list[Any]:
     original = Pipeline._run_helm
@@ -102,7 +109,8 @@ def relative_deadline() -> list[Any]:
 
 @bug(
     "Helm runs before the fence is seen to bite",
-    settings=world_of("pause_deployer_and_helm", "crash_deployer", "helm_late_write", policy=True),
+    settings=world_of("crash_deployer", "helm_late_write", "helm_slow", policy=True, boost=3.0, fence_lag_seconds=4.0),
+    breaks=("one_mutating_worker_per_release",),
 )
 def no_confirm() -> list[Any]:
     async def fence_bites(self: Any, fence: Fence) -> None:
@@ -111,7 +119,11 @@ def no_confirm() -> list[Any]:
     return [patch.object(FakeCluster, "fence_bites", fence_bites)]
 
 
-@bug("leases by the deployer's own wall clock, not by the database's (A21)", settings=world_of("clock_jump", "helm_slow", policy=False))
+@bug(
+    "leases by the deployer's own wall clock, not by the database's (A21)",
+    settings=world_of("clock_jump", "helm_slow", policy=False, boost=2.0, numbers=Numbers()),
+    breaks=("one_mutating_worker_per_release", "no_write_after_lost_claim"),
+)
 def lease_by_own_clock() -> list[Any]:
     original = FakeStateStore._begin_transaction
 
@@ -124,7 +136,7 @@ def lease_by_own_clock() -> list[Any]:
     return [patch.object(FakeStateStore, "_begin_transaction", begin_transaction)]
 
 
-@bug("writes under a claim do not present the token")
+@bug("writes under a claim do not present the token", breaks=("no_write_after_lost_claim",))
 def no_token() -> list[Any]:
     return [
         patch.object(FakeStateStore, "_held", lambda self, claim: self.disk.previews[claim.key]),
@@ -132,12 +144,16 @@ def no_token() -> list[Any]:
     ]
 
 
-@bug("a finish looks at the token, not also at the request's state")
+@bug("a finish looks at the token, not also at the request's state", breaks=("one_outcome_per_request",))
 def finish_by_token_only() -> list[Any]:
     return [patch.object(FakeStateStore, "_claimed", lambda self, claim: self.disk.requests[claim.request_id])]
 
 
-@bug("a give-back does not present the token", settings=world_of("pause_deployer", "github_5xx", "cluster_error", "graceful_stop"))
+@bug(
+    "a give-back does not present the token",
+    settings=world_of("pause_deployer", "github_5xx", "cluster_error", "graceful_stop"),
+    breaks=("no_write_after_lost_claim",),
+)
 def give_back_unguarded() -> list[Any]:
     async def give_back(self: Any, claim: Any, **options: Any) -> None:
         with _unguarded():
@@ -155,7 +171,7 @@ def _unguarded() -> Iterator[None]:
         yield
 
 
-@bug("an outage of somebody else uses an attempt up")
+@bug("an outage of somebody else uses an attempt up", breaks=("outages_end_nothing",))
 def give_back_counts() -> list[Any]:
     original = Worker._give_back
 
@@ -165,7 +181,7 @@ def give_back_counts() -> list[Any]:
     return [patch.object(Worker, "_give_back", give_back)]
 
 
-@bug("attempts are counted when they fail, not when they begin")
+@bug("attempts are counted when they fail, not when they begin", breaks=("accepted_reaches_terminal_state",))
 def tries_at_failure() -> list[Any]:
     def grant(self: Any, request: Any, preview: Any, *rest: Any) -> Any:
         claim = _grant(self, request, preview, *rest)
@@ -179,7 +195,7 @@ def tries_at_failure() -> list[Any]:
     return [patch.object(FakeStateStore, "_grant", grant), patch.object(FakeStateStore, "give_back", give_back)]
 
 
-@bug("tokens start again after a teardown")
+@bug("tokens start again after a teardown", breaks=("one_mutating_worker_per_release", "no_write_after_lost_claim"))
 def token_reset() -> list[Any]:
     async def finish(self: Any, claim: Any, finish: Any) -> None:
         await _finish(self, claim, finish)
@@ -192,7 +208,7 @@ def token_reset() -> list[Any]:
 # -- order, identity ------------------------------------------------------------------------------------------------------
 
 
-@bug("older requests are carried out, too")
+@bug("older requests are carried out, too", breaks=("generation_never_decreases", "newest_wins"))
 def no_generation() -> list[Any]:
     def verdict(self: Any, request: Any, preview: Any, now: Any) -> Any:
         before, preview.desired = preview.desired, min(preview.desired, request.message.order)
@@ -219,7 +235,7 @@ def no_generation() -> list[Any]:
     ]
 
 
-@bug("the newest is the one that arrived last")
+@bug("the newest is the one that arrived last", breaks=("generation_never_decreases", "newest_wins"))
 def arrival_order() -> list[Any]:
     from prevue.model import EPOCH, Message
 
@@ -232,7 +248,10 @@ def arrival_order() -> list[Any]:
     return [patch.object(Message, "order", property(order))]
 
 
-@bug("a close has no precedence over a command of the same second")
+@bug(
+    "a close has no precedence over a command of the same second",
+    breaks=("generation_never_decreases", "newest_wins", "closed_pull_request_leaves_nothing"),
+)
 def close_without_rank() -> list[Any]:
     from prevue.model import Message
 
@@ -248,6 +267,7 @@ def close_without_rank() -> list[Any]:
 @bug(
     "`already deployed` is a verdict of the claim: it raises nothing and does not read GitHub (A2)",
     settings=world_of("queue_delay", "queue_reorder", "webhook_delay"),
+    breaks=("newest_wins",),
 )
 def already_at_claim() -> list[Any]:
     async def register(self: Any, message: Any, *, holder: str) -> Any:
@@ -264,7 +284,7 @@ def already_at_claim() -> list[Any]:
     return [patch.object(FakeStateStore, "register_and_claim", register)]
 
 
-@bug("a commit that was deployed once is done (A1: A, B, A again; A2: after a teardown)")
+@bug("a commit that was deployed once is done (A1: A, B, A again; A2: after a teardown)", breaks=("ready_means_ready_at_that_commit",))
 def done_by_key() -> list[Any]:
     def verdict(self: Any, request: Any, preview: Any, now: Any) -> Any:
         key = request.message.idempotency_key
@@ -276,7 +296,7 @@ def done_by_key() -> list[Any]:
     return [patch.object(FakeStateStore, "_verdict", verdict)]
 
 
-@bug("a finished request may be claimed again")
+@bug("a finished request may be claimed again", breaks=("redelivery_changes_nothing",))
 def no_dedupe() -> list[Any]:
     def verdict(self: Any, request: Any, preview: Any, now: Any) -> Any:
         if request.state.is_terminal and request.state is not RequestState.DEAD and not request.message.order < preview.desired:
@@ -286,7 +306,7 @@ def no_dedupe() -> list[Any]:
     return [patch.object(FakeStateStore, "_verdict", verdict)]
 
 
-@bug("the row of a destroyed preview is dropped (G-5)")
+@bug("the row of a destroyed preview is dropped (G-5)", breaks=("generation_never_decreases", "closed_pull_request_leaves_nothing"))
 def no_tombstone() -> list[Any]:
     async def finish(self: Any, claim: Any, finish: Any) -> None:
         await _finish(self, claim, finish)
@@ -297,7 +317,7 @@ def no_tombstone() -> list[Any]:
     return [patch.object(FakeStateStore, "finish", finish)]
 
 
-@bug("the queue knows a message by commit: an honest repeat is swallowed (A16)")
+@bug("the queue knows a message by commit: an honest repeat is swallowed (A16)", breaks=("accepted_reaches_terminal_state",))
 def queue_identity_by_commit() -> list[Any]:
     def by_commit(message: Any) -> str:
         return f"{message.idempotency_key}/{message.effective_source}"
@@ -305,6 +325,6 @@ def queue_identity_by_commit() -> list[Any]:
     return [patch.object(queue_fake, "message_identity", by_commit)]
 
 
-@bug("namespace by name and number, without the repository's id (A4)")
+@bug("namespace by name and number, without the repository's id (A4)", breaks=("names_are_injective",))
 def namespace_by_slug() -> list[Any]:
     return [patch.object(fake, "preview_namespace", lambda key, repo: f"pv-{repo.partition('/')[0]}-{key.pr_number}")]

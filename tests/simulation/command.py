@@ -96,13 +96,15 @@ def _tell(total: Total, seconds: float, processes: int) -> None:
 
 
 def _find_bug(name: str, limit: int = BUG_SEEDS_MAX) -> tuple[str, str, int, str]:
-    """The bug's name, the invariant that it broke (empty: none), the seeds that it took, what was seen."""
+    """The bug's name, the invariant that it broke and should (empty: none), the seeds that it took, what was seen."""
+    others: Counter[str] = Counter()
     with planted(name) as bug:
         for seed in range(limit):
             outcome = run_seed(seed, bug.settings)
-            if outcome.invariant:
+            if outcome.invariant in bug.breaks:
                 return name, outcome.invariant, seed + 1, outcome.text
-    return name, "", limit, ""
+            others.update([outcome.invariant] if outcome.invariant else [])
+    return name, "", limit, f"others: {dict(others)}" if others else ""
 
 
 def find_bugs(names: list[str], processes: int, *, is_quiet: bool) -> list[tuple[str, str, int, str]]:

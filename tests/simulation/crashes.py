@@ -94,7 +94,7 @@ async def _happy_path(world: World) -> None:
         if world.loop.time() > give_up_at:
             world.oracle.report("quiet_after_faults_stop", reason)
         await asyncio.sleep(1)
-    QuietCheck(world).check()
+    QuietCheck(world, world.oracle.report).check()
     if [row.state.value for row in world.store.requests.values()] != ["deployed"]:
         world.oracle.report(
             "accepted_reaches_terminal_state",

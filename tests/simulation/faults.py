@@ -94,8 +94,10 @@ class Swarm:
     has_policy: bool = True
 
     @classmethod
-    def draw(cls, random: Random, *, has_sweeper_rules: bool, only: frozenset[str] | None = None, policy: bool | None = None) -> Swarm:
-        """Each kind is on with a chance of its seed's own, at a third, one or three times its rate."""
+    def draw(
+        cls, random: Random, *, has_sweeper_rules: bool, only: frozenset[str] | None = None, policy: bool | None = None, boost: float = 1.0
+    ) -> Swarm:
+        """Each kind is on with a chance of its seed's own, at a third, one or three times its rate; `boost`: and so many times more."""
         share = random.choice((0.1, 0.25, 0.5, 0.8))
         has_policy = random.random() < 0.75 if policy is None else policy
         rates: dict[str, float] = {}
@@ -106,7 +108,7 @@ class Swarm:
             if (kind in NEEDS_SWEEPER and not has_sweeper_rules) or (kind in NEEDS_POLICY and not has_policy):
                 continue
             if chosen:
-                rates[kind] = min(0.6, rate * factor)
+                rates[kind] = min(0.6, rate * factor * boost)
         return cls(rates=rates, has_policy=has_policy)
 
 

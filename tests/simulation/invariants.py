@@ -7,6 +7,7 @@ told at once is looked at after every event; what holds "once quiet" is in `quie
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,8 @@ class Grant:
     order: tuple[datetime, int, int]
     commit: str
     process: Process | None
+    since: float = 0.0
+    """Virtual time."""
     is_open: bool = True
     is_excused: bool = False
     """Something happened to its holder, its Helm or its statestore: the attempt may be spent."""
@@ -94,6 +97,8 @@ class Oracle:
         self._owners: dict[str, PreviewKey] = {}
         self._authorised: set[tuple[PreviewKey, str]] = set()
         self._slow_namespaces: set[PreviewKey] = set()
+        self._stands_until: dict[PreviewKey, float] = {}
+        """Previews that were deployed last, and the virtual time at which each expires."""
 
     def report(self, invariant: str, text: str) -> None:
         """A promise is broken; the first one ends the seed."""
@@ -107,6 +112,8 @@ class Oracle:
             Violation: something was reported, by whatever part.
         """
         journal = self.world.cluster.journal
+        if len(journal) == self._journal_seen and not self.world.loop.errors and self.found is None:
+            return
         while self._journal_seen < len(journal):
             self._accepted_write(journal[self._journal_seen])
             self._journal_seen += 1
@@ -209,6 +216,7 @@ class Oracle:
             order=self.order_of(row.message),
             commit=row.message.commit_sha,
             process=process,
+            since=self.world.loop.time(),
             is_excused=preview.key in self._slow_namespaces,
         )
 
@@ -218,7 +226,12 @@ class Oracle:
             return self.pull_of(message.key).commands[message.comment_id][2].created_at, 0, message.comment_id
         if message.effective_source is Source.CLOSE:
             return datetime.fromisoformat(message.source_id), 1, 0
-        return message.order
+        if message.effective_source is Source.REPLAY:
+            return self.order_of(self.world.store.requests[int(message.source_id)].message)
+        _, _, repeated = message.source_id.partition("@")
+        at, _, rest = repeated.partition("/")
+        rank, _, tie = rest.partition("/")
+        return (datetime.fromisoformat(at), int(rank), int(tie)) if tie else message.order
 
     def _request_changed(self, row: RequestRow, was: RequestState | None) -> None:
         self.world.trace(f"request {row.id} {was} -> {row.state} {row.reason}")
@@ -226,8 +239,24 @@ class Oracle:
             self.report("one_outcome_per_request", f"request {row.id} was {was} and became {row.state}")
         if row.state is RequestState.DEPLOYED:
             self._became_ready(row)
+            self._stands_until[row.message.key] = self.world.loop.time() + (self.world.numbers.ttl_seconds or math.inf)
         elif row.state is RequestState.DEAD:
             self._died(row)
+            self.world.people.hears_of_death(row.id)
+        elif row.state is RequestState.DESTROYED:
+            self._was_removed(row)
+        if row.state in (RequestState.FAILED, RequestState.DESTROYED):
+            self._stands_until.pop(row.message.key, None)
+
+    def _was_removed(self, row: RequestRow) -> None:
+        """What the sweeper asked for had its reason when it was carried out, not only when it was asked for."""
+        key, now = row.message.key, self.world.loop.time()
+        since = self.grants[row.token].since if row.token in self.grants else now
+        if row.message.effective_source is Source.EXPIRY and self._stands_until.get(key, 0.0) > now:
+            self.report("newest_wins", f"the expiry {row.id} removed what was deployed again and has not expired")
+        is_open = not held_within(self.pull_of(key).opened, False, since - STALE_SECONDS, now)
+        if row.message.effective_source is Source.SWEEP and key in self._stands_until and is_open:
+            self.report("newest_wins", f"the sweep {row.id} removed the preview of a pull request that is open")
 
     def _became_ready(self, row: RequestRow) -> None:
         preview = self.world.store.previews[row.message.key]
@@ -266,6 +295,8 @@ class Oracle:
         owner = self._owners.setdefault(name, grant.key)
         if owner != grant.key or len(name) > 63:
             self.report("names_are_injective", f"{name} is written to for {grant.key} and for {owner}")
+        if write.commit and not held_within(self.world.people.writer_may, True, grant.since - STALE_SECONDS, self.world.loop.time()):
+            self.report("every_apply_was_authorised_for_that_commit", f"{name}: applied for one who lost the right before the claim")
         if write.commit and (grant.key, write.commit) not in self._authorised:
             self.report("every_apply_was_authorised_for_that_commit", f"{name}: {write.commit[:7]} was applied, and nobody asked for it")
         self._max_token[name] = max(write.token, self._max_token.get(name, 0))

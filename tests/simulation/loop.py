@@ -11,15 +11,19 @@ import asyncio
 import contextvars
 import heapq
 import weakref
-from asyncio import events
+from asyncio import events, futures
 from collections.abc import Callable, Coroutine, Generator
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
 START = datetime(2026, 2, 12, 10, 0, tzinfo=UTC)
 BOOTED_SECONDS = 1000.0
 _T = TypeVar("_T")
+_end_of_sleep: Callable[..., object] = futures._set_result_unless_cancelled  # type: ignore[attr-defined]
+"""What `asyncio.sleep` has its timer call."""
 
 
 class Process:
@@ -81,17 +85,14 @@ else:
     _Loop = asyncio.AbstractEventLoop  # everything that does I/O raises NotImplementedError
 
 
-class Call:
-    """A callback that is to run: asyncio's Handle, without what it does for debugging."""
+class Call(msgspec.Struct, eq=False):
+    """A callback that is to run: asyncio's Handle, without what it does for debugging; a struct, since a seed makes ten thousand."""
 
-    __slots__ = ("args", "callback", "context", "is_cancelled", "moment")
-
-    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context | None, moment: float) -> None:
-        self.callback = callback
-        self.args = args
-        self.context = context if context is not None else contextvars.copy_context()
-        self.moment = moment
-        self.is_cancelled = False
+    callback: Callable[..., object]
+    args: tuple[Any, ...]
+    context: contextvars.Context
+    moment: float
+    is_cancelled: bool = False
 
     def cancel(self) -> None:
         """It will not run; a timer is skipped when its time comes."""
@@ -128,7 +129,7 @@ class SimulatedClock:
     def now(self) -> datetime:
         """The wall clock, with the process's own error."""
         error = self._process.wall_offset_seconds if self._process is not None else 0.0
-        return START + timedelta(seconds=self._loop.time() + error)
+        return START + timedelta(seconds=self._loop.time() + error) if error else self._loop.now()
 
 
 class SimulatedLoop(_Loop):
@@ -143,6 +144,7 @@ class SimulatedLoop(_Loop):
         self._timers: list[tuple[float, int, Call]] = []
         self._sequence = 0
         self._now = 0.0
+        self._told = (0.0, START)
         self._closed = False
 
     # -- what asyncio asks for ----------------------------------------------------------------------------------------
@@ -150,8 +152,7 @@ class SimulatedLoop(_Loop):
     def time(self) -> float:
         return self._now
 
-    def get_debug(self) -> bool:
-        return False
+    get_debug = bool  # False, without a frame: every future and task asks
 
     def is_running(self) -> bool:
         return not self._closed
@@ -162,7 +163,7 @@ class SimulatedLoop(_Loop):
     def call_soon(  # type: ignore[override]  # a slimmer handle
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> Any:
-        call = Call(callback, args, context, self._now)
+        call = Call(callback, args, contextvars.copy_context() if context is None else context, self._now)
         if not self._closed:
             self.ready.append(call)
         return call
@@ -170,12 +171,15 @@ class SimulatedLoop(_Loop):
     def call_later(  # type: ignore[override]  # the same
         self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> Any:
-        return self.call_at(self._now + delay, callback, *args, context=context)
+        call = Call(callback, args, contextvars.copy_context() if context is None else context, self._now + delay)
+        self._sequence += 1
+        heapq.heappush(self._timers, (call.moment, self._sequence, call))
+        return call
 
     def call_at(  # type: ignore[override]  # the same
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> Any:
-        call = Call(callback, args, context, when)
+        call = Call(callback, args, contextvars.copy_context() if context is None else context, when)
         self._sequence += 1
         heapq.heappush(self._timers, (when, self._sequence, call))
         return call
@@ -212,20 +216,30 @@ class SimulatedLoop(_Loop):
         events._set_running_loop(self)
         try:
             main = self.create_task(work, name="main")
-            while not main.done():
-                self._turn()
+            is_done, turn, jump, ready = main.done, self._turn, self._jump, self.ready
+            while not is_done():
+                if ready:
+                    turn(ready)
+                else:
+                    jump()
             return main.result()
         finally:
             events._set_running_loop(None)
 
-    def _turn(self) -> None:
-        ready = self.ready
-        if not ready:
-            self._jump()
-            return
-        chosen = int(self.random.random() * len(ready))
-        call, ready[chosen] = ready[chosen], ready[-1]
-        ready.pop()
+    def now(self) -> datetime:
+        """The right wall clock; the same object while time stands still."""
+        if self._told[0] != self._now:
+            self._told = self._now, START + timedelta(seconds=self._now)
+        return self._told[1]
+
+    def _turn(self, ready: list[Call]) -> None:
+        count = len(ready)
+        if count > 1:
+            chosen = int(self.random.random() * count)
+            call, ready[chosen] = ready[chosen], ready[-1]
+            ready.pop()
+        else:
+            call = ready.pop()
         if call.is_cancelled:
             return
         process = call.context.get(_PROCESS)
@@ -246,15 +260,22 @@ class SimulatedLoop(_Loop):
         self.after_step()
 
     def _jump(self) -> None:
-        """Time goes on to the next timer; all timers of that moment become ready together."""
+        """Time goes on to the next timer; all timers of that moment become ready together.
+
+        A sleep that is over needs no turn of its own, only its task does: half of all turns would be that.
+        """
         timers = self._timers
         while timers and timers[0][2].is_cancelled:
             heapq.heappop(timers)
         if not timers:
             raise RuntimeError("the simulated world stands still: nothing is ready and no timer is set")
-        self._now = max(self._now, timers[0][0])
-        while timers and timers[0][0] <= self._now:
-            self.ready.append(heapq.heappop(timers)[2])
+        now = self._now = max(self._now, timers[0][0])
+        while timers and timers[0][0] <= now:
+            call = heapq.heappop(timers)[2]
+            if call.callback is not _end_of_sleep:
+                self.ready.append(call)
+            elif not call.is_cancelled:
+                call.callback(*call.args)
 
     def close(self) -> None:
         """Whatever still hangs on this loop does nothing from now on."""

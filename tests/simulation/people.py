@@ -1,7 +1,8 @@
 """What people do on GitHub, and when they did it: the history that the oracle judges by.
 
 Three pull requests in two repositories of one installation (two of them have the same number), a writer who may, a reader who may not.
-Commands, pushes, force-pushes back to an earlier commit, closes and reopens, often within one second.
+Commands, pushes, force-pushes back to an earlier commit, closes and reopens, often within one second; and an operator who replays
+dead letters.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from prevue.testing.github.records import Comment, Issue
+from prevue.testing.queue import FakeQueue
+from prevue.testing.statestore import FakeStateStore
+from prevue.wiring import dead_letters
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -49,6 +53,8 @@ class People:
         self.pulls: list[PullHistory] = []
         self.writer_may: list[tuple[float, bool]] = [(0.0, True)]
         self.actions = 0
+        self.replays = 0
+        """Those that are under way."""
 
     def settle_in(self) -> None:
         """Repositories, accounts, pull requests."""
@@ -120,6 +126,22 @@ class People:
         self._world.github.reopen_pull_request(pull.repo, pull.number)
         pull.opened.append((self._world.loop.time(), True))
         self._world.trace(f"people reopen {pull.repo}#{pull.number}")
+
+    def hears_of_death(self, request_id: int) -> None:
+        """The operator: one dead letter in two is replayed, some time later."""
+        world = self._world
+        if world.faults.is_active and world.random.random() < 0.5:
+            self.replays += 1
+            world.outside(self._replay(request_id, world.random.uniform(0.5, 30)), "replay")
+
+    async def _replay(self, request_id: int, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        world = self._world
+        store = FakeStateStore(world.store, limits=world.limits, clock=world.clock)
+        letters = [letter for letter in await store.dead_letters() if letter.id == request_id]
+        async for settled in dead_letters.replay(store, FakeQueue(world.queue), letters, rate="1/second"):
+            world.trace(f"operator replays {settled.id}")
+        self.replays -= 1
 
     def _change_permission(self) -> None:
         may = not self.writer_may[-1][1]

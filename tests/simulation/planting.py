@@ -16,10 +16,9 @@ from prevue.testing import statestore
 Plant = Callable[[], list[Any]]
 
 
-def world_of(*kinds: str, policy: bool | None = None, has_sweeper_rules: bool = True) -> Settings:
+def world_of(*kinds: str, **more: Any) -> Settings:
     """A world in which only some things go wrong: where a bug needs two rare ones, a full swarm would seldom have both."""
-    only = frozenset(kinds) if kinds else None
-    return Settings(only=only, policy=policy, has_sweeper_rules=has_sweeper_rules)
+    return Settings(only=frozenset(kinds), **more)
 
 
 UNFENCED = world_of("pause_deployer", "crash_deployer", "helm_slow", "store_hangs", "graceful_stop", "clock_jump", policy=False)
@@ -32,6 +31,8 @@ class Bug:
 
     name: str
     what: str
+    breaks: tuple[str, ...]
+    """The invariant that is there against it, or several where either is as good; caught under another one it counts as not found."""
     plant: Plant
     settings: Settings
 
@@ -39,11 +40,11 @@ class Bug:
 BUGS: dict[str, Bug] = {}
 
 
-def bug(what: str, *, settings: Settings | None = None) -> Callable[[Plant], Plant]:
+def bug(what: str, *, breaks: tuple[str, ...], settings: Settings | None = None) -> Callable[[Plant], Plant]:
     """Register a planted bug under its function's name."""
 
     def register(plant: Plant) -> Plant:
-        BUGS[plant.__name__] = Bug(name=plant.__name__, what=what, plant=plant, settings=settings or Settings())
+        BUGS[plant.__name__] = Bug(name=plant.__name__, what=what, breaks=breaks, plant=plant, settings=settings or Settings())
         return plant
 
     return register

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from functools import partial
+from datetime import datetime
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -96,8 +97,13 @@ class GitHubWire:
         world.trace(f"github {self._process.name} {request.method} {request.path} {answer.status}")
         if request.method == "POST" and 400 <= answer.status < 500 and answer.status != 429:
             world.wire.give_up(request.path)
-        headers = {**answer.headers, "date": world.github.now().strftime("%a, %d %b %Y %H:%M:%S GMT")}
+        headers = {**answer.headers, "date": _http_date(world.github.now())}
         return _Answer(answer.status, headers, answer.body)
+
+
+@lru_cache(maxsize=10_000)
+def _http_date(moment: datetime) -> str:
+    return moment.strftime("%a, %d %b %Y %H:%M:%S GMT")
 
 
 _READS = frozenset({"due_installations", "seconds_until_due", "due", "unheld", "waiting", "note"})
@@ -115,7 +121,8 @@ class SimulatedStore:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        return partial(self._call, name)
+        method = self.__dict__[name] = partial(self._call, name)
+        return method
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         world, faults = self._world, self._world.faults
@@ -134,7 +141,8 @@ class SimulatedStore:
             is_done = True
         finally:
             # Between the transaction's last write and here nobody else has run.
-            world.oracle.after_transaction(self._process, method, args, kwargs, is_done=is_done)
+            if method not in _READS:
+                world.oracle.after_transaction(self._process, method, args, kwargs, is_done=is_done)
         if faults.draw("store_lost_answer"):
             world.oracle.excuse(self._process)
             raise StateStoreUnavailable("the simulated statestore did it, and its answer was lost")
@@ -208,7 +216,8 @@ class SimulatedCluster:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        return partial(self._call, name)
+        method = self.__dict__[name] = partial(self._call, name)
+        return method
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         world, faults = self._world, self._world.faults

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,8 @@ def unquiet(world: World) -> str:
     """What is still going on; empty: nothing."""
     store = world.store
     busy = world.clock.now()
-    if world.wire.in_flight or world.wire.unsettled:
-        return "a webhook is under way"
+    if world.wire.in_flight or world.wire.unsettled or world.people.replays:
+        return "a webhook or a replay is under way"
     acknowledgers = [app.acknowledger for app in world.apps] + [deployer.acknowledger for deployer in world.deployers]
     if any(acknowledger._pending for acknowledger in acknowledgers):
         return "an acknowledgement is under way"
@@ -107,12 +108,22 @@ def ours(world: World, pull: PullHistory) -> list[Comment]:
     return [comment for comment in comments if comment.author is world.github.app.bot]
 
 
+_TOLD = ("one_status_comment_per_command", "nothing_ends_without_a_word", "dead_letter_is_announced")
+
+
+def is_told_wrongly(world: World) -> bool:
+    """Whether some comment is not yet what it should be: what a late writer left, only the comment scan finds."""
+    found: list[str] = []
+    QuietCheck(world, lambda invariant, _: found.append(invariant)).check()
+    return any(invariant in _TOLD for invariant in found)
+
+
 class QuietCheck:
     """The promises about the end, pull request by pull request."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, report: Callable[[str, str], None]) -> None:
         self._world = world
-        self._report = world.oracle.report
+        self._report = report
         self._rows: dict[PreviewKey, list[RequestRow]] = {}
         for row in world.store.requests.values():
             self._rows.setdefault(row.message.key, []).append(row)
@@ -158,6 +169,13 @@ class QuietCheck:
             if found and not any(word in found[0].body for word in words):
                 name = "dead_letter_is_announced" if row.state is RequestState.DEAD else "nothing_ends_without_a_word"
                 self._report(name, f"request {row.id} ended as {row.state}, and its comment says: {found[0].body[len(marker) :][:60]!r}")
+
+        known = {row.message.comment_id for row in rows if row.message.effective_source is Source.COMMENT}
+        for comment_id in pull.commands.keys() - known:
+            marker = comment_marker(PreviewKey("github.com", pull.repository_id, pull.number), Source.COMMENT, str(comment_id))
+            refusals = sum(comment.body.startswith(marker) for comment in comments)
+            if refusals > 1 and self._world.settings.has_sweeper_rules:
+                self._report("one_status_comment_per_command", f"the command {comment_id} was refused {refusals} times")
 
     def _removed_something(self, row: RequestRow) -> bool:
         """Whether it is the first to end after a namespace of its preview went: that one has to say so, whoever deleted it."""

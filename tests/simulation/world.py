@@ -57,8 +57,10 @@ LANE_SECONDS = 12.0
 VERIFY_SECONDS = LANE_SECONDS + 20.0
 """The lane's lease and the longest that a request to GitHub can be under way."""
 UNREACHABLE_SECONDS = 60.0
+POLL_SECONDS = 4.0
+"""An idle outbox is most of a quiet world's work."""
 SWEEPER = SweeperSettings(
-    deliveries_seconds=10,
+    deliveries_seconds=20,
     poll_seconds=3,
     comments_seconds=20,
     previews_seconds=20,
@@ -67,6 +69,8 @@ SWEEPER = SweeperSettings(
     overdue_seconds=3600,
 )
 
+_STRIKES_APP = ("crash_app", "pause_app")
+_STRIKES_DEPLOYER = ("crash_deployer", "pause_deployer", "pause_deployer_and_helm", "graceful_stop")
 _key: list[AppKey] = []
 
 
@@ -138,6 +142,10 @@ class Settings:
     """The fault kinds that are on; None: the seed draws them."""
     policy: bool | None = None
     numbers: Numbers | None = None
+    boost: float = 1.0
+    """How many times more often each fault happens than elsewhere: for a world of few kinds."""
+    fence_lag_seconds: float | None = None
+    """How far the policy's cache lags; None: the seed draws it."""
     keep_trace: bool = False
 
 
@@ -178,7 +186,11 @@ class World:
         self.digest = sha256()
         self.lines: list[str] = []
         swarm = Swarm.draw(
-            self.random, has_sweeper_rules=self.settings.has_sweeper_rules, only=self.settings.only, policy=self.settings.policy
+            self.random,
+            has_sweeper_rules=self.settings.has_sweeper_rules,
+            only=self.settings.only,
+            policy=self.settings.policy,
+            boost=self.settings.boost,
         )
         self.numbers = self.settings.numbers or Numbers.draw(self.random)
         self.limits = ClaimLimits(
@@ -193,6 +205,8 @@ class World:
         self.queue = QueueDisk()
         self.store = StateStoreDisk()
         lag = self.random.choice((0.0, 0.02, 0.3, 1.5))
+        if self.settings.fence_lag_seconds is not None:
+            lag = self.settings.fence_lag_seconds
         self.cluster = FakeClusterState(clock=self.clock, policy=swarm.has_policy, fence_lag_seconds=lag)
         self.cluster.delete_seconds = self.numbers.delete_seconds
         if lag:
@@ -377,9 +391,7 @@ class World:
         """A call of a port by `process`: perhaps something happens to it a few awaits later."""
         if not self.faults.is_active or process.strike_at >= process.steps:
             return
-        is_app = process.name.startswith("app")
-        kinds = ("crash_app", "pause_app") if is_app else ("crash_deployer", "pause_deployer", "pause_deployer_and_helm", "graceful_stop")
-        for kind in kinds:
+        for kind in _STRIKES_APP if process.name.startswith("app") else _STRIKES_DEPLOYER:
             if self.faults.draw(kind):
                 self.strike_soon(process, kind)
                 return

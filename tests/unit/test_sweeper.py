@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
-from prevue.github.comments import RefusalReason, refusal
+from prevue.github.comments import RefusalReason, acknowledgement, refusal
+from prevue.github.port import Comment as FoundComment
 from prevue.lifecycle import Reason
 from prevue.model import Message, PreviewState, RequestState, Source, comment_marker
+from prevue.statestore.rules import VERIFIED
 from prevue.sweeper.alarms import raise_tokens_above_cluster
+from prevue.sweeper.outbox import LANE_SECONDS
 from prevue.sweeper.run import Rule, Sweeper
 from prevue.testing.clock import FakeClock
 from prevue.testing.cluster import FakeCluster
@@ -346,6 +350,23 @@ async def test_refused_command_is_told_once_and_not_asked_about_again(world: Wor
     assert world.queue.entries == []
 
 
+async def test_two_apps_that_refuse_one_command_at_once_leave_one_refusal(world: World, deployer: FakeDeployer, clock: FakeClock) -> None:
+    number = world.open_pull_request()
+    command = world.command(number, user="reader")
+    marker = comment_marker(command.key, Source.COMMENT, command.source_id)
+    body = refusal(marker=marker, requested_by="reader", reason=RefusalReason.PERMISSION, detail="read")
+    repository, issue, _ = world.github.pull(REPO, number)
+    first = world.github.write_comment(repository, issue, world.github.app.bot, body, via_app=True)
+    world.github.write_comment(repository, issue, world.github.app.bot, body, via_app=True)
+    quoted = world.github.comment(REPO, number, "helper[bot]", body)
+    clock.advance(60)
+    assert await deployer.rule("comments") == 0
+    assert [comment.id for comment in world.our_comments(number)] == [first.id, quoted.id]
+    before = world.github.requests_answered
+    assert await deployer.rule("comments") == 0
+    assert world.github.requests_answered == before + 1  # the list alone
+
+
 async def test_command_that_was_refused_does_not_come_back_when_its_asker_may(
     world: World, deployer: FakeDeployer, clock: FakeClock
 ) -> None:
@@ -512,3 +533,54 @@ async def test_stop_ends_rules_whose_turns_do_not_wait(world: World, deployer: F
     await asyncio.sleep(0.05)
     stop.set()
     await asyncio.wait_for(running, 2)
+
+
+# -- rule 4: the outbox ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_text_that_was_read_is_not_written_after_the_lanes_lease(world: World, deployer: FakeDeployer, clock: FakeClock) -> None:
+    """A drainer is stopped between its reading and its PATCH; meanwhile another writes the outcome, and verifies it."""
+    message = world.command(world.open_pull_request())
+    clock.advance(10)
+    async with world.deployer("slow") as slow:
+        find = slow.github.find_comments
+
+        async def stopped(*where: int | str, marker: str) -> list[FoundComment]:
+            with patch.object(slow.github, "find_comments", find):
+                await deployer.worker.handle(message)
+                clock.advance(LANE_SECONDS)
+                await deployer.drainer.drain()
+                clock.advance(world.limits.verify_after_seconds + LANE_SECONDS)
+                await deployer.drainer.drain()
+            return await find(*where, marker=marker)  # type: ignore[arg-type]
+
+        await slow.store.register_and_claim(message, holder="crashed")
+        clock.advance(world.limits.lease_seconds + 10)
+        with patch.object(slow.github, "find_comments", stopped):
+            await slow.drainer.drain()
+    (told,) = world.our_comments(message.pr_number)
+    assert "Preview ready" in told.body
+
+
+async def test_late_write_of_a_dead_drainer_is_mended(world: World, deployer: FakeDeployer, clock: FakeClock) -> None:
+    """It was stopped behind its last check, for longer than the verify pass waits; then it wrote, and never came to mark it."""
+    message = await deployed(world, deployer)
+    await deployer.drainer.drain()
+    clock.advance(60)
+    await deployer.drainer.drain()
+    (told,) = world.our_comments(message.pr_number)
+    ready = told.body
+    marker = comment_marker(message.key, Source.COMMENT, message.source_id)
+    clock.advance(60)
+    old = acknowledgement(marker=marker, commit_sha=message.commit_sha, requested_by="writer", repo=REPO)
+    world.github.edit_comment(REPO, told.id, old)
+    clock.advance(60)
+    await deployer.rule("comments")
+    await deployer.drainer.drain()
+    assert [comment.body for comment in world.our_comments(message.pr_number)] == [ready]
+    for _ in range(2):  # GitHub's second of the mending is not over yet: one more look, and then no other
+        clock.advance(60)
+        await deployer.rule("comments")
+        await deployer.drainer.drain()
+    verified = [row for row in world.store.ledger if row.event == VERIFIED]
+    assert len(verified) == 3

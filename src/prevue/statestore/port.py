@@ -221,6 +221,10 @@ class JanitorStore(Protocol):
         """Whether there is a request of this identity, in any state."""
         ...
 
+    async def verify_again(self, key: PreviewKey, source: Source, source_id: str, *, written_at: datetime) -> None:
+        """Its status comment was written at `written_at`, by GitHub's clock: a row that was verified, but not since then, is once more."""
+        ...
+
 
 class LeaseStore(Protocol):
     """Named leases that only save work: whoever holds none does no harm either."""

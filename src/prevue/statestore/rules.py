@@ -7,6 +7,8 @@ from prevue.model import Action, Message, PreviewState, RequestState, Source
 STATUS = "status"
 """The outbox row's kind: the one status comment of a request."""
 
+VERIFIED = "comment_verified"
+"""The event in a request's ledger of a verify pass that is over."""
 
 REPLAYED, DROPPED = "replayed", "dropped"
 SETTLED = (REPLAYED, DROPPED)

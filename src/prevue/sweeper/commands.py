@@ -20,6 +20,7 @@ from prevue.github.port import FoundComment, Repositories, Repository
 from prevue.model import PreviewKey, Source, comment_marker
 from prevue.statestore.port import CursorStore, JanitorStore
 from prevue.sweeper.found import AcceptCommand, Answer, FoundCommand
+from prevue.sweeper.own_comments import OwnComments
 from prevue.sweeper.repositories import KnownRepositories
 
 log = structlog.get_logger(__name__)
@@ -46,6 +47,7 @@ class CommandScan:
         store: JanitorStore,
         cursors: CursorStore,
         accept: AcceptCommand,
+        own: OwnComments,
         is_configured: Callable[[str], bool],
         clock: Clock,
         github_host: str,
@@ -55,6 +57,7 @@ class CommandScan:
         self._store = store
         self._cursors = cursors
         self._accept = accept
+        self._own = own
         self._is_configured = is_configured
         self._clock = clock
         self._github_host = github_host
@@ -88,7 +91,9 @@ class CommandScan:
         for comment in comments:
             if (self._clock.now() - comment.updated_at).total_seconds() < AGE_SECONDS:
                 break
-            if await self._is_new_command(repository, comment, refused):
+            if comment.is_bot:
+                await self._own.look(repository, comment)
+            elif await self._is_new_command(repository, comment, refused):
                 answer = await self._accept(_command(repository, comment))
                 log.info("a command that no delivery brought", action="command_found", repo=repository.full_name, answer=answer)
                 if answer is Answer.LATER:
@@ -102,8 +107,8 @@ class CommandScan:
         return taken
 
     async def _is_new_command(self, repository: Repository, comment: FoundComment, refused: set[str]) -> bool:
-        """As the App would see its webhook: no bots, no edits, the bare command; and not known yet."""
-        if comment.is_bot or comment.is_edited or comment.id in self._refused:
+        """As the App would see its webhook: no edits, the bare command; and not known yet."""
+        if comment.is_edited or comment.id in self._refused:
             return False
         command = parse(comment.body)
         if command is None or command.words:

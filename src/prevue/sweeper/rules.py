@@ -16,6 +16,7 @@ from prevue.sweeper.commands import CommandScan
 from prevue.sweeper.deliveries import Redeliverer
 from prevue.sweeper.found import AcceptCommand, AcceptDelivery
 from prevue.sweeper.janitor import Janitor
+from prevue.sweeper.own_comments import OwnComments
 from prevue.sweeper.polling import DeliveryPoller
 from prevue.sweeper.repositories import KnownRepositories
 from prevue.sweeper.run import Rule
@@ -70,6 +71,7 @@ def make_rules(
         store=store,
         cursors=store,
         accept=door.command,
+        own=OwnComments(github=github, store=store, github_host=github_host),
         is_configured=is_configured,
         clock=clock,
         github_host=github_host,

@@ -40,7 +40,7 @@ from prevue.statestore.port import (
     SweepStore,
     Verdict,
 )
-from prevue.statestore.rules import STATUS, is_told, storable
+from prevue.statestore.rules import STATUS, VERIFIED, is_told, storable
 from prevue.testing.statestore_disk import NEVER, OutboxRow, PreviewRow, RequestRow, is_busy, is_verify, next_at, notice_of
 from prevue.testing.statestore_reader import FakeReader
 from prevue.testing.statestore_sweep import FakeSweep
@@ -204,7 +204,7 @@ class FakeStateStore(FakeReader, FakeSweep):
         if item.is_verify:
             if row.version == item.version == row.sent_version and row.verify_at is not None:
                 row.verify_at, row.comment_id, row.attempts, row.error = None, comment_id, 0, ""
-                self._told(item, "comment_verified", comment_id, now)
+                self._told(item, VERIFIED, comment_id, now)
         elif row.sent_version < item.version:
             row.sent_version, row.comment_id, row.attempts, row.error = item.version, comment_id, 0, ""
             row.verify_at = now + timedelta(seconds=self.limits.verify_after_seconds)

@@ -19,9 +19,9 @@ from prevue.statestore.port import (
     StandingPreview,
     TokenStore,
 )
-from prevue.statestore.rules import STATUS
+from prevue.statestore.rules import STATUS, VERIFIED
 from prevue.testing.statestore_base import FakeStore
-from prevue.testing.statestore_disk import NEVER, PreviewRow, RequestRow, is_busy, request_view
+from prevue.testing.statestore_disk import NEVER, PreviewRow, RequestRow, is_busy, is_verify, request_view
 
 
 class FakeSweep(FakeStore):
@@ -55,6 +55,17 @@ class FakeSweep(FakeStore):
         await self._begin_transaction()
         identity = (source, source_id)
         return any((row.message.effective_source, row.message.effective_source_id) == identity for row in self._requests_of(key))
+
+    async def verify_again(self, key: PreviewKey, source: Source, source_id: str, *, written_at: datetime) -> None:
+        """By the ledger."""
+        now = await self._begin_transaction()
+        for row in self._requests_of(key):
+            box = self.disk.outbox.get((row.id, STATUS))
+            if (row.message.effective_source, row.message.effective_source_id) != (source, source_id) or box is None:
+                continue
+            is_seen = any(one.request_id == row.id and one.event == VERIFIED and one.at >= written_at for one in self.disk.ledger)
+            if is_verify(box) and box.verify_at is None and not is_seen:
+                box.verify_at = now
 
     async def acquire_lease(self, name: str, *, holder: str, seconds: float) -> bool:
         """Take or extend."""

@@ -184,7 +184,7 @@ class World:
             store = FakeStateStore(self.store, limits=self.limits, clock=self.clock)
             queue = FakeQueue(self.queue)
             helm = FakeHelm(self.cluster)
-            drainer = OutboxDrainer(holder=name, outbox=store, github=github, limits=OutboxLimits())
+            drainer = OutboxDrainer(holder=name, outbox=store, github=github, limits=OutboxLimits(), clock=self.clock)
             pipeline = Pipeline(
                 store=store,
                 github=github,

@@ -13,7 +13,7 @@ from prevue.statestore.postgres.claims import NOW, START
 from prevue.statestore.postgres.database import Database
 from prevue.statestore.postgres.sweep import PostgresSweep
 from prevue.statestore.postgres.tables import ledger, outbox, preview, request
-from prevue.statestore.rules import storable
+from prevue.statestore.rules import VERIFIED, storable
 
 _OPEN = (RequestState.WAITING.value, RequestState.CLAIMED.value)
 # Written as the partial indexes are, so that the planner sees that they fit.
@@ -90,7 +90,7 @@ class PostgresOutbox(PostgresSweep):
         async with self._database.transaction() as connection:
             marked = (await connection.execute(statement)).rowcount
             if marked:
-                event = "comment_verified" if item.is_verify else "comment_written"
+                event = VERIFIED if item.is_verify else "comment_written"
                 details = {"comment_id": comment_id, "text": item.notice.state.value, "version": item.version}
                 await connection.execute(insert(ledger).values(request_id=item.notice.request_id, event=event, details=details))
 

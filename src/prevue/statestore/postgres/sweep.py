@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import and_, delete, exists, func, insert, or_, select, tuple_
+from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, or_, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from prevue.model import Message, PreviewKey, PreviewState, RequestState, Source, decode_message
@@ -13,7 +13,8 @@ from prevue.statestore.port import RequestView, StandingPreview
 from prevue.statestore.postgres.claims import NOW, START, order_of
 from prevue.statestore.postgres.database import Database
 from prevue.statestore.postgres.reader import request_view
-from prevue.statestore.postgres.tables import cursor, lease, ledger, preview, request
+from prevue.statestore.postgres.tables import cursor, lease, ledger, outbox, preview, request
+from prevue.statestore.rules import STATUS, VERIFIED
 
 _OPEN = (RequestState.WAITING.value, RequestState.CLAIMED.value)
 # Written as the partial index is, so that the planner sees that it fits.
@@ -56,15 +57,20 @@ class PostgresSweep:
 
     async def is_registered(self, key: PreviewKey, source: Source, source_id: str) -> bool:
         """By the unique index."""
-        same = and_(
-            request.c.github_host == key.github_host,
-            request.c.repository_id == key.repository_id,
-            request.c.pr_number == key.pr_number,
-            request.c.source == source.value,
-            request.c.source_id == source_id,
+        async with self._database.statement() as connection:
+            return bool(await connection.scalar(select(exists().where(_is(key, source, source_id)))))
+
+    async def verify_again(self, key: PreviewKey, source: Source, source_id: str, *, written_at: datetime) -> None:
+        """One statement; the ledger says when it was verified last."""
+        seen = exists().where(ledger.c.request_id == outbox.c.request_id, ledger.c.event == VERIFIED, ledger.c.at >= written_at)
+        statement = (
+            update(outbox)
+            .where(_is(key, source, source_id), outbox.c.request_id == request.c.id, outbox.c.kind == STATUS)
+            .where(outbox.c.sent_version >= outbox.c.version, outbox.c.verify_at.is_(None), ~seen)
+            .values(verify_at=NOW)
         )
         async with self._database.statement() as connection:
-            return bool(await connection.scalar(select(exists().where(same))))
+            await connection.execute(statement)
 
     async def acquire_lease(self, name: str, *, holder: str, seconds: float) -> bool:
         """One statement: taken where it is free, lapsed or ours."""
@@ -133,6 +139,16 @@ class PostgresSweep:
         """A row of the ledger; the request stays as it ended."""
         async with self._database.statement() as connection:
             await connection.execute(insert(ledger).values(request_id=request_id, event=event))
+
+
+def _is(key: PreviewKey, source: Source, source_id: str) -> ColumnElement[bool]:
+    return and_(
+        request.c.github_host == key.github_host,
+        request.c.repository_id == key.repository_id,
+        request.c.pr_number == key.pr_number,
+        request.c.source == source.value,
+        request.c.source_id == source_id,
+    )
 
 
 _IS_IDLE = and_(

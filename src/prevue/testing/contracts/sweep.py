@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -17,6 +18,7 @@ from prevue.testing.contracts.statestore_harness import (
     DEADLINE_SECONDS,
     INSTALLATION,
     LEASE_SECONDS,
+    LIMITS,
     StateStoreHarness,
     Store,
     claim_of,
@@ -26,6 +28,7 @@ from prevue.testing.contracts.statestore_harness import (
     live_of,
 )
 
+LONG_AGO, FAR = datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 TORN_DOWN = lifecycle.torn_down(RequestState.DESTROYED, Reason.TORN_DOWN, tell=True)
 
 
@@ -84,6 +87,24 @@ class SweepContract:
             await store.finish(await claim_of(store, ours(first, Source.EXPIRY)), TORN_DOWN)
             sources = {item.notice.source for item in await due_items(store)}
             assert sources == {Source.COMMENT, Source.EXPIRY}
+
+    async def test_comment_that_was_written_after_its_verification_is_verified_again(self, harness: StateStoreHarness) -> None:
+        async with harness.open() as store:
+            claim = await deployed(store, 1)
+            for is_verify in (False, True):
+                [item] = await due_items(store)
+                assert item.is_verify is is_verify
+                await store.sent(item, comment_id=7)
+                await store.verify_again(claim.key, Source.COMMENT, "1", written_at=FAR)
+                if not is_verify:
+                    assert await due_items(store) == []
+                    await harness.let_time_pass(LIMITS.verify_after_seconds + 1)
+            [item] = await due_items(store)
+            assert item.is_verify
+            await store.sent(item, comment_id=7)
+            for source_id, written_at in (("1", LONG_AGO), ("2", FAR)):
+                await store.verify_again(claim.key, Source.COMMENT, source_id, written_at=written_at)
+            assert await due_items(store) == []
 
     async def test_replay_of_a_dead_letter_is_a_new_request_of_the_same_order(self, harness: StateStoreHarness) -> None:
         async with harness.open() as store:

@@ -94,10 +94,9 @@ def verify_app_jwt(jwt: str, *, app: App, public_key: bytes, now: datetime) -> N
     head, body, signature = jwt.split(".")
     try:
         header, claims = msgspec.json.decode(_base64url(head)), msgspec.json.decode(_base64url(body))
-        key = _public_key(public_key)
-        if not isinstance(key, rsa.RSAPublicKey) or not isinstance(claims, dict) or header.get("alg") != "RS256":
+        if not isinstance(claims, dict) or header.get("alg") != "RS256":
             raise undecodable
-        key.verify(_base64url(signature), f"{head}.{body}".encode(), padding.PKCS1v15(), hashes.SHA256())
+        _verify_signature(public_key, f"{head}.{body}", signature)
     except (InvalidSignature, binascii.Error, msgspec.DecodeError, ValueError, AttributeError) as exc:
         raise undecodable from exc
     issued, expires, seconds = claims.get("iat"), claims.get("exp"), now.timestamp()
@@ -115,6 +114,15 @@ def verify_app_jwt(jwt: str, *, app: App, public_key: bytes, now: datetime) -> N
         )
     if expires > seconds + JWT_SECONDS_MAX:
         raise ApiError(401, "'Expiration time' claim ('exp') is too far in the future")
+
+
+@lru_cache(maxsize=4_096)
+def _verify_signature(pem: bytes, signed: str, signature: str) -> None:
+    """Raises: `InvalidSignature` (never remembered); one that holds is computed once, since a JWT is presented many times."""
+    key = _public_key(pem)
+    if not isinstance(key, rsa.RSAPublicKey):
+        raise InvalidSignature
+    key.verify(_base64url(signature), signed.encode(), padding.PKCS1v15(), hashes.SHA256())
 
 
 @lru_cache(maxsize=16)

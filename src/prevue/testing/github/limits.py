@@ -56,8 +56,14 @@ class RateLimits:
 
     def headers(self, key: str, now: datetime) -> dict[str, str]:
         """Return the x-ratelimit headers that every answer carries."""
-        status = {f"x-ratelimit-{name}": str(value) for name, value in self.status(key, now).items()}
-        return {**status, "x-ratelimit-resource": "core"}
+        status = self.status(key, now)
+        return {
+            "x-ratelimit-limit": str(status["limit"]),
+            "x-ratelimit-remaining": str(status["remaining"]),
+            "x-ratelimit-reset": str(status["reset"]),
+            "x-ratelimit-used": str(status["used"]),
+            "x-ratelimit-resource": "core",
+        }
 
     def count_request(self, key: str, now: datetime) -> None:
         """Count a request against the primary limit.

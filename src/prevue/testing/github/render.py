@@ -7,7 +7,6 @@ description (`tests/contract/test_local_github.py`); a field that GitHub does no
 from __future__ import annotations
 
 import base64
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -356,8 +355,10 @@ class Renderer:
 
     def reactions(self, url: str, reactions: Sequence[Reaction]) -> Json:
         """Render the roll-up of reactions that objects carry."""
-        counts = Counter(reaction.content for reaction in reactions)
-        return {"url": url, "total_count": len(reactions), **{content: counts[content] for content in REACTIONS}}
+        body: Json = {"url": url, "total_count": len(reactions), **dict.fromkeys(REACTIONS, 0)}
+        for reaction in reactions:
+            body[reaction.content] += 1
+        return body
 
     def reaction(self, reaction: Reaction) -> Json:
         """Render one reaction."""

@@ -7,8 +7,9 @@ number in the response, and whoever carries it over a wire waits.
 
 from __future__ import annotations
 
-import hashlib
 import re
+import zlib
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -78,12 +79,7 @@ class FakeGitHub(GitHubState):
             if path != "/rate_limit":
                 self.rate_limits.count_request(caller.limit_key, self.exact_now())
             route, parameters = _find(request.method, path)
-            call = Call(
-                github=self,
-                caller=caller,
-                request=request,
-                parameters=parameters,
-            )
+            call = Call(github=self, caller=caller, request=request, parameters=dict(parameters))
             if route.is_content and caller.token is not None:
                 self.rate_limits.count_content(caller.limit_key, self.exact_now())
             answer = route.endpoint(call)
@@ -95,7 +91,7 @@ class FakeGitHub(GitHubState):
 
     def _canonical(self, path: str) -> str:
         """Return the path by name for one by number: `/repositories/{id}/…` is `/repos/{owner}/{repo}/…`."""
-        if (match := re.fullmatch(r"/repositories/(\d+)(/.*)?", path)) is None:
+        if not path.startswith("/repositories/") or (match := re.fullmatch(r"/repositories/(\d+)(/.*)?", path)) is None:
             return path.rstrip("/") or "/"
         wanted = int(match[1])
         for repository in self.repositories.values():
@@ -115,7 +111,7 @@ class FakeGitHub(GitHubState):
         }
         status = answer.status
         if status == 200:
-            headers["etag"] = f'W/"{hashlib.sha256(body).hexdigest()}"'
+            headers["etag"] = f'W/"{zlib.crc32(body):08x}{len(body):x}"'
             if if_none_match == headers["etag"]:
                 return Response(status=304, headers=headers, body=b"")
         if body:
@@ -127,6 +123,7 @@ def _delayed(response: Response, delay_seconds: float) -> Response:
     return Response(status=response.status, headers=response.headers, body=response.body, delay_seconds=delay_seconds)
 
 
+@lru_cache(maxsize=4_096)
 def _find(method: str, path: str) -> tuple[Route, dict[str, str]]:
     for route, pattern in _ROUTES:
         if route.method == method and (match := pattern.fullmatch(path)):
