@@ -36,6 +36,8 @@ class ClusterView:
         self._client = client
         self._repository_ids = {str(one) for one in repository_ids}
         self.namespaces: dict[PullKey, Seen] = {}
+        self.names: set[str] = set()
+        """Of every namespace that was ever seen."""
         self.standing: dict[str, Revision] = {}
         """By the Secrets' uids."""
         self.revisions: dict[str, Revision] = {}
@@ -97,6 +99,7 @@ class ClusterView:
         labels = (meta and meta.labels) or {}
         if meta is None or labels.get(REPOSITORY) not in self._repository_ids:
             return None
+        self.names.add(meta.name or "")
         fence = int((meta.annotations or {}).get(FENCE, "0"))
         return PullKey(int(labels[REPOSITORY]), int(labels[NUMBER])), Seen(meta.name or "", fence, meta.deletionTimestamp is not None)
 

@@ -21,8 +21,8 @@ DECK = {"SIGKILL deployer": 15, "SIGSTOP deployer": 1, "SIGKILL app": 2, "SIGKIL
 PAUSE_SECONDS = (33.0, 42.0)
 """Longer than the lease of 30 s."""
 LOOK_SECONDS = 0.02
-AIM_SECONDS = 2.0
-"""So long one step is waited for; then whatever claim is held will do."""
+AIM_SECONDS = 3.0
+"""So long the steps that were hit least are waited for; then whatever claim is held will do."""
 LOCK_SECONDS = 2.5
 ATTEMPTS_SPARED = 4
 """A request on its last attempts is spared where there is another: the run is to show recovery, not dead letters alone."""
@@ -73,11 +73,12 @@ class Killer:
             self._rng.shuffle(self._cards)
         return self._cards.pop()
 
-    async def end_pauses(self) -> None:
-        """Let every stopped process go on now."""
-        for task in self._pauses:
+    async def end_pauses(self, *, now: bool = False) -> None:
+        """Wait until every stopped process goes on, longer than its lease after it was stopped; or let it go on `now`."""
+        pauses = list(self._pauses)
+        for task in pauses if now else ():
             task.cancel()
-        await asyncio.gather(*self._pauses, return_exceptions=True)
+        await asyncio.gather(*pauses, return_exceptions=True)
 
     @property
     def steps(self) -> Counter[Step]:
@@ -91,18 +92,18 @@ class Killer:
         """Wait for a claim at the step that was hit least until now; after a while any claim will do."""
         loop = asyncio.get_running_loop()
         rarest = min(self._steps[step] for step in Step)
-        wanted = self._rng.choice([step for step in Step if self._steps[step] <= rarest + 1])
+        wanted = {step for step in Step if self._steps[step] <= rarest + 1}
         settle_at = loop.time() + AIM_SECONDS
         while loop.time() < give_up_at:
             found = await self._observer.claims(self._deployers())
             spared = [(row, step) for row, step in found if row.attempts < ATTEMPTS_SPARED or row.action == "destroy"]
             for row, step in spared:
-                if step is wanted:
+                if step in wanted:
                     return _aim_at(row, found)
-                if wanted is Step.FINISH and step is Step.READY and await self._wait_in_finish(row):
+                if Step.FINISH in wanted and step is Step.READY and await self._wait_in_finish(row):
                     return row.holder_pid, {**_aim_at(row, found)[1], row.token: Step.FINISH}
             if loop.time() >= settle_at and (spared or found):
-                return _aim_at(self._rng.choice(spared or found)[0], found)
+                return _aim_at(min(spared or found, key=lambda one: self._steps[one[1]])[0], found)
             await asyncio.sleep(LOOK_SECONDS)
         return None
 
