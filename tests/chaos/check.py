@@ -23,6 +23,16 @@ HELD_SHARE_MIN = 0.6
 RECOVERY_LEASES_MAX = 2
 
 
+def has_ended(text: str) -> bool:
+    """Whether a comment tells how a command ended."""
+    return any(words in text for words in ENDED)
+
+
+def is_ready(text: str) -> bool:
+    """Whether a comment says that the preview stands."""
+    return any(words in text for words in READY)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
     """From the kill of a claim's holder to the next grant on that preview, in seconds."""
@@ -105,7 +115,7 @@ def lost(evidence: Evidence) -> Iterator[str]:
     answers = _answers(evidence)
     for act in _commands(evidence):
         texts = [remark.text for remark in answers[act.comment_id]]
-        if not any(_has_ended(text) for text in texts):
+        if not any(has_ended(text) for text in texts):
             yield f"{act.pull}: command {act.comment_id} has no end: {texts[-1][:80] if texts else 'no answer at all'}"
         if any(REFUSED in text for text in texts) and not any(
             later.deed is Deed.CLOSE and later.pull == act.pull for later in _after(evidence, act)
@@ -186,10 +196,10 @@ def wrong_end(evidence: Evidence) -> Iterator[str]:
                 yield f"{pull}: {namespace} is left of a closed pull request"
             continue
         newest = wanted[-1]
-        texts = [remark for remark in answers[newest.comment_id] if _has_ended(remark.text)]
+        texts = [remark for remark in answers[newest.comment_id] if has_ended(remark.text)]
         if any("Superseded" in remark.text for remark in texts):
             yield f"{pull}: the newest command {newest.comment_id} ended as superseded"
-        if any(ready in remark.text for remark in texts for ready in READY):
+        if any(is_ready(remark.text) for remark in texts):
             yield from _not_standing(evidence, newest, texts[0], namespace)
 
 
@@ -276,10 +286,6 @@ def _answers(evidence: Evidence) -> dict[int, list[Remark]]:
         if remark.answers:
             found[remark.answers].append(remark)
     return found
-
-
-def _has_ended(text: str) -> bool:
-    return any(words in text for words in ENDED)
 
 
 def _by_pull(acts: Iterable[Act]) -> dict[PullKey, list[Act]]:

@@ -20,8 +20,9 @@ DECK = {"SIGKILL deployer": 15, "SIGSTOP deployer": 1, "SIGKILL app": 2, "SIGKIL
 """Of twenty. The first two are aimed at the holder of a claim, the last one is not."""
 PAUSE_SECONDS = (33.0, 42.0)
 """Longer than the lease of 30 s."""
+APART_SECONDS = 0.5
 LOOK_SECONDS = 0.02
-AIM_SECONDS = 3.0
+AIM_SECONDS = 2.5
 """So long the steps that were hit least are waited for; then whatever claim is held will do."""
 LOCK_SECONDS = 2.5
 ATTEMPTS_SPARED = 4
@@ -49,8 +50,9 @@ class Killer:
         loop = asyncio.get_running_loop()
         next_at = loop.time()
         while len(self.hits) < kills and loop.time() < give_up_at:
-            next_at = max(next_at + seconds_between * self._rng.uniform(0.4, 1.6), loop.time())
-            await asyncio.sleep(next_at - loop.time())
+            # A kill that had to wait for its claim delays itself alone, not all that follow.
+            next_at += seconds_between * self._rng.uniform(0.4, 1.6)
+            await asyncio.sleep(max(APART_SECONDS, next_at - loop.time()))
             kind = self._draw()
             if kind == "SIGSTOP deployer" and self._pauses:
                 kind = "SIGKILL deployer"

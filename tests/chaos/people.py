@@ -16,6 +16,7 @@ from prevue.local.client import HELLO, OTHER, LocalGitHub, Pull
 APART_SECONDS = 1.2
 """Between a close and what follows on its pull request: GitHub's times have whole seconds, and at equal time a close goes before."""
 SLOW_SHARE = 0.5
+FIRST_FEW = 5
 
 
 class People:
@@ -30,8 +31,14 @@ class People:
         self._open: set[PullKey] = set()
         self._closed_at: dict[PullKey, float] = {}
 
-    async def begin(self, pulls: int) -> None:
-        """Open them, and ask for a preview of each."""
+    async def write(self, pulls: int, seconds_between: float, begun: asyncio.Event, ended: Callable[[], bool]) -> None:
+        """Open so many pull requests and ask for a preview of each, then go on until `ended`; `begun` is set after the first few."""
+        await self._begin(pulls, begun)
+        while not ended():
+            await asyncio.sleep(seconds_between * self._rng.uniform(0.5, 1.5))
+            await self._do_something()
+
+    async def _begin(self, pulls: int, begun: asyncio.Event) -> None:
         self.repos = {await self._github.repository_id(repo): repo for repo in (HELLO, OTHER)}
         for index in range(pulls):
             repository_id = sorted(self.repos)[index % 2]
@@ -42,27 +49,25 @@ class People:
             self._open.add(key)
             self._note(key, Deed.OPEN)
             await self._command(key)
+            if index == FIRST_FEW:
+                begun.set()
 
-    async def write(self, seconds_between: float, ended: Callable[[], bool]) -> None:
-        """Go on until `ended`."""
-        while not ended():
-            await asyncio.sleep(seconds_between * self._rng.uniform(0.5, 1.5))
-            key = self._rng.choice(list(self._pulls))
-            if key not in self._open:
-                await self._reopen(key)
-                continue
-            deed = self._rng.choices(["again", "push", "back", "close", "twice", "command and close"], [35, 25, 8, 20, 6, 6])[0]
-            match deed:
-                case "push" | "back":
-                    await self._push(key, back=deed == "back")
-                case "close":
-                    await self._close(key)
-                    continue
-                case "twice":
-                    await self._command(key)
+    async def _do_something(self) -> None:
+        key = self._rng.choice(list(self._pulls))
+        if key not in self._open:
+            await self._reopen(key)
+            return
+        deed = self._rng.choices(["again", "push", "back", "close", "twice", "command and close"], [35, 25, 8, 20, 6, 6])[0]
+        if deed == "close":
+            await self._close(key)
+            return
+        if deed in ("push", "back"):
+            await self._push(key, back=deed == "back")
+        if deed == "twice":
             await self._command(key)
-            if deed == "command and close":
-                await self._close(key)
+        await self._command(key)
+        if deed == "command and close":
+            await self._close(key)
 
     def pull(self, key: PullKey) -> Pull:
         """As the local GitHub's client wants it."""

@@ -9,6 +9,8 @@ from collections import Counter
 from prevue.local.client import Failed, LocalGitHub
 
 SECONDS_BETWEEN = 8.0
+REPOS = "/repos/"
+"""What Prevue asks for. The driver itself reads below `/repositories/`, so that no trouble is wasted on it."""
 LIMIT_MESSAGE = "You have exceeded a secondary rate limit. Please wait a few minutes before you try again."
 
 
@@ -30,18 +32,18 @@ class Troubles:
         times = self._rng.randint(1, 4)
         match kind:
             case "5xx":
-                await self._github.fault("/repos", status=self._rng.choice([500, 502, 503]), times=times)
+                await self._github.fault(REPOS, status=self._rng.choice([500, 502, 503]), times=times)
             case "403 limit":
                 headers = {"retry-after": str(self._rng.randint(1, 4))}
-                await self._github.fault("/repos", status=403, times=1, message=LIMIT_MESSAGE, headers=headers)
+                await self._github.fault(REPOS, status=403, times=1, message=LIMIT_MESSAGE, headers=headers)
             case "latency":
-                await self._github.fault("/repos", status=200, times=times, delay_ms=self._rng.randint(300, 2500))
+                await self._github.fault(REPOS, status=200, times=times, delay_ms=self._rng.randint(300, 2500))
             case "no answer":
-                await self._github.fault("/repos", times=times, delay_ms=self._rng.randint(0, 1500))
+                await self._github.fault(REPOS, times=times, delay_ms=self._rng.randint(0, 1500))
             case "done, no answer":
-                await self._github.fault("/repos", method="POST", times=1, after=True)
+                await self._github.fault(REPOS, method="POST", times=1, after=True)
             case "done, 502":
-                await self._github.fault("/repos", method="PATCH", times=1, status=502, after=True)
+                await self._github.fault(REPOS, method="PATCH", times=1, status=502, after=True)
             case "lost webhook":
                 await self._github.lose_webhooks(1)
         self.made[kind] += 1
