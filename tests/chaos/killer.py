@@ -25,6 +25,9 @@ LOOK_SECONDS = 0.02
 AIM_SECONDS = 2.5
 """So long the steps that were hit least are waited for; then whatever claim is held will do."""
 LOCK_SECONDS = 2.5
+READY_MIN = 2
+"""So many deployers take messages when one is killed: one at least goes on, as a disruption budget of Kubernetes sees to it."""
+NOBODY_SECONDS = 0.25
 ATTEMPTS_SPARED = 4
 """A request on its last attempts is spared where there is another: the run is to show recovery, not dead letters alone."""
 
@@ -97,6 +100,9 @@ class Killer:
         wanted = {step for step in Step if self._steps[step] <= rarest + 1}
         settle_at = loop.time() + AIM_SECONDS
         while loop.time() < give_up_at:
+            if await self._observer.store.consumers() - len(self._paused) < READY_MIN:
+                await asyncio.sleep(NOBODY_SECONDS)
+                continue
             found = await self._observer.claims(self._deployers())
             spared = [(row, step) for row, step in found if row.attempts < ATTEMPTS_SPARED or row.action == "destroy"]
             for row, step in spared:

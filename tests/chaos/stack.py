@@ -50,7 +50,9 @@ class ChaosStack(Stack):
         """As usual, with an App for each of their ports; webhooks go to the balancer's."""
         usual = super().services(access)
         (app,) = [service for service in usual if service.role == "github-app"]
-        return [service for service in usual if service is not app] + [self._app(app, number) for number in range(APPS)]
+        # Elsewhere deployers have machines of their own; here previews, their control plane and the driver take every core that there is.
+        others = [dataclasses.replace(service, niceness=stack_services.FIRST) for service in usual if service is not app]
+        return others + [self._app(app, number) for number in range(APPS)]
 
     def _app(self, app: Service, number: int) -> Service:
         port = self.app_ports[number]

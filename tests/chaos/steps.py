@@ -73,7 +73,8 @@ class Observer:
         for row in rows:
             self.leases[row.pull, row.token] = row.lease_seen
         now = asyncio.get_running_loop().time()
-        self._helms.look(deployers, now)
+        if any(row.began_at is not None for row in rows):
+            self._helms.look(deployers, now)
         return [(row, self._step(row, now)) for row in rows if row.holder_pid in deployers and row.until > row.now]
 
     def _step(self, row: ClaimRow, now: float) -> Step:
@@ -108,10 +109,11 @@ def _children() -> defaultdict[int, list[int]]:
     for name in os.listdir("/proc"):  # noqa: PTH208 -- read many times a second
         if name.isdecimal():
             try:
-                stat = Path(f"/proc/{name}/stat").read_text()
+                with open(f"/proc/{name}/stat", "rb", buffering=0) as file:  # noqa: PTH123 -- as above
+                    stat = file.read()
             except OSError:
                 continue
-            found[int(stat.rpartition(")")[2].split()[1])].append(int(name))
+            found[int(stat.rpartition(b")")[2].split()[1])].append(int(name))
     return found
 
 
