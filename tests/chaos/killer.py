@@ -16,7 +16,7 @@ from tests.chaos.stack import ChaosStack
 from tests.chaos.steps import Observer, Step, descendants
 from tests.chaos.store import OUTAGES, ClaimRow
 
-DECK = {"SIGKILL deployer": 15, "SIGSTOP deployer": 1, "SIGKILL app": 2, "SIGKILL postgres": 1, "SIGKILL any deployer": 1}
+DECK = {"SIGKILL deployer": 13, "SIGSTOP deployer": 1, "SIGKILL app": 3, "SIGKILL postgres": 2, "SIGKILL any deployer": 1}
 """Of twenty. The first two are aimed at the holder of a claim, the last one is not."""
 PAUSE_SECONDS = (33.0, 42.0)
 """Longer than the lease of 30 s."""

@@ -113,6 +113,16 @@ async def test_ended_watch_goes_on_from_the_last_version(watches_of: Any) -> Non
         assert watches.workload("Deployment", "pv", "a") is None
 
 
+async def test_a_pods_bookmark_is_no_pod(watches_of: Any) -> None:
+    """As a real API server writes it, about once a minute."""
+    bookmark = {"kind": "Pod", "apiVersion": "v1", "metadata": {"resourceVersion": "42"}, "spec": {"containers": None}, "status": {}}
+    server = Server([], [event("ADDED", item("p", 11)), event("BOOKMARK", bookmark)])
+    watches = watches_of(server)
+    with watches.waiter("pv", ["Pod"]):
+        await until(lambda: len(server.watched_from) == 2)
+        assert (server.lists, server.watched_from) == (1, ["10", "42"])
+
+
 async def test_expired_version_is_listed_again(watches_of: Any) -> None:
     server = Server([item("a", 9)], [event("ERROR", {"kind": "Status", "code": 410, "message": "too old"})])
     watches = watches_of(server)

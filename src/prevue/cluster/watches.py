@@ -220,10 +220,12 @@ class _KindWatch:
         if line.type == "ERROR":
             error = msgspec.json.decode(line.object, type=_Error)
             raise ApiError(error.code, "Expired" if error.code == GONE else "Error", error.message)
+        if line.type == "BOOKMARK":
+            # A version and nothing else: the API server writes a pod's with `"containers": null`, which no pod has.
+            self._version = msgspec.json.decode(line.object, type=Metadata).metadata.resource_version
+            return
         item = self._decoder.decode(line.object)
         self._version = item.metadata.resource_version
-        if line.type == "BOOKMARK":
-            return
         if line.type == "DELETED":
             self._drop(item.metadata)
         else:
