@@ -9,9 +9,11 @@ RUN := $(UV) run --no-sync
 BURST ?=
 PYTEST_ARGS ?=
 SEEDS ?= 20000
+KILLS ?= 200
+SEED ?=
 PROCESSES ?= 2
 
-.PHONY: help sync demo test check format-check lint types contracts fmt unit bench-burst bench-webhook bench-claim interleavings docs github-description clean model simulate simulate-bugs simulate-crashes
+.PHONY: help sync demo test check format-check lint types contracts fmt unit bench-burst bench-webhook bench-claim interleavings docs github-description clean model simulate simulate-bugs simulate-crashes chaos
 
 help: ## Print these targets
 	@printf 'Prevue: a running preview on Kubernetes for every GitHub pull request.\n\n'
@@ -81,3 +83,6 @@ simulate-bugs: sync ## Look for every planted bug; writes the table of docs/simu
 
 simulate-crashes: sync ## Kill at every await of the happy path, then at every second one, too: all pairs
 	@$(RUN) python -m tests.simulation --processes $(PROCESSES) crashes --double
+
+chaos: sync ## KILLS=200 real processes killed under load, on PostgreSQL, Helm and cluster; then an independent check. SEED=… repeats the draws
+	@$(RUN) python -m tests.chaos --kills $(KILLS) $(if $(SEED),--seed $(SEED))

@@ -32,7 +32,7 @@ from prevue.local.cluster.locks import FileLock
 from prevue.local.folder import DevFile, StackFolder, SupervisorFile, replace
 from prevue.local.postgres import EmbeddedPostgres, prepare
 from prevue.local.stack_services import Access, Ports
-from prevue.local.supervisor import ServiceFailed, Supervisor
+from prevue.local.supervisor import Service, ServiceFailed, Supervisor
 
 CLUSTER_CHECK_SECONDS = 2.0
 REPOSITORY_IDS = range(1_000_000_000, 9_000_000_000)
@@ -125,6 +125,7 @@ class Stack:
         self._postgres: EmbeddedPostgres | None = None
         self._is_ready = False
         self._cluster_pids: dict[str, int] = {}
+        self._looked_at = 0.0
 
     def start(self) -> None:
         """Bring everything up; returns when all of it is ready."""
@@ -142,24 +143,31 @@ class Stack:
         self._write_settings(app_database_url, overlay)
         self.progress("starting GitHub, App and deployer")
         access = Access(folder=self.folder, ports=self.ports, kubectl=str(self.cluster.kubectl))
-        self.supervisor.start(
-            stack_services.local_github(access, self._next_repository_id),
-            stack_services.github_app(access),
-            *(stack_services.deployer(access, number) for number in range(self.options.deployers)),
-        )
+        self.supervisor.start(*self.services(access))
         self._is_ready = True
         self._publish()
         self.progress(f"ready after {time.monotonic() - began:.0f} s")
 
+    def services(self, access: Access) -> list[Service]:
+        """What runs beside PostgreSQL."""
+        return [
+            stack_services.local_github(access, self._next_repository_id),
+            stack_services.github_app(access),
+            *(stack_services.deployer(access, number) for number in range(self.options.deployers)),
+        ]
+
     def watch(self) -> None:
         """Restart what dies, until a signal ends it."""
-        looked_at = 0.0
         while True:
             time.sleep(0.1)
-            self.supervisor.tick()
-            if time.monotonic() - looked_at >= CLUSTER_CHECK_SECONDS:
-                looked_at = time.monotonic()
-                self._look_at_cluster()
+            self.tick()
+
+    def tick(self) -> None:
+        """Restart what has died; to be called a few times a second."""
+        self.supervisor.tick()
+        if time.monotonic() - self._looked_at >= CLUSTER_CHECK_SECONDS:
+            self._looked_at = time.monotonic()
+            self._look_at_cluster()
 
     def stop(self) -> None:
         """Stop all in reverse order and remove what was made; logs stay."""

@@ -74,6 +74,7 @@ class Supervisor:
     log: Callable[[str], None]
     on_change: Callable[[], None] = lambda: None
     """Called after a process was started (again)."""
+    backoff_seconds: Sequence[float] = BACKOFF_SECONDS
     _running: dict[str, _Running] = field(default_factory=dict)
 
     def start(self, *services: Service) -> None:
@@ -106,7 +107,7 @@ class Supervisor:
         for running in self._running.values():
             if running.restart_at is None and running.child.poll() is not None:
                 running.failures = 1 if now - running.started_at >= STEADY_SECONDS else running.failures + 1
-                wait = BACKOFF_SECONDS[min(running.failures, len(BACKOFF_SECONDS)) - 1]
+                wait = self.backoff_seconds[min(running.failures, len(self.backoff_seconds)) - 1]
                 running.restart_at = now + wait
                 self.log(f"{running.service.name}: ended (exit status {running.child.returncode}), starting again in {wait:g} s")
             if running.restart_at is not None and now >= running.restart_at:

@@ -1,0 +1,134 @@
+"""One run, while the stack is up: people write, processes die, GitHub has troubles; then all must become quiet, and evidence is taken."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from tests.chaos.cluster import ClusterView
+from tests.chaos.conversations import Conversations, listen
+from tests.chaos.killer import Killer
+from tests.chaos.people import People
+from tests.chaos.records import Evidence
+from tests.chaos.stack import ChaosStack
+from tests.chaos.steps import Observer
+from tests.chaos.store import StoreView
+from tests.chaos.troubles import Troubles
+
+from prevue.local.client import LocalGitHub
+
+LEASE_SECONDS = 30.0
+"""Production's default, which the stack keeps."""
+KILL_SECONDS = 3.5
+WRITE_SECONDS = 5.0
+STORM_SECONDS_MAX = 840.0
+"""The kills must come within this time, else the run has too few, and fails."""
+QUIET_SECONDS_MAX = 240.0
+"""Leases, deadlines, backoff, the sweeper's turns and the outbox's verify pass, one after another."""
+TELL_SECONDS = 30.0
+PULLS_MIN, PULLS_MAX = 10, 26
+
+
+@dataclass(kw_only=True)
+class Storm:
+    """Its parts, and their one source of chance."""
+
+    kills: int
+    rng: random.Random
+    github: LocalGitHub
+    stack: ChaosStack
+    store: StoreView
+    cluster: ClusterView
+
+    async def run(self) -> Evidence:
+        """From the first command to the evidence.
+
+        Raises:
+            ExceptionGroup: the driver itself failed.
+        """
+        people = People(self.github, self._chance())
+        troubles = Troubles(self.github, self._chance())
+        observer = Observer(self.store, self.cluster)
+        killer = Killer(self.stack, observer, self._chance())
+        async with listen(self.github.url, people) as conversations:
+            async with self._beside(people, troubles, conversations, killer):
+                await killer.run(self.kills, seconds_between=KILL_SECONDS, give_up_at=asyncio.get_running_loop().time() + STORM_SECONDS_MAX)
+            await killer.end_pauses()
+            say("the faults are over; waiting until all is quiet")
+            await self._quiet(people, conversations)
+            evidence = await self._collect(people, conversations)
+        evidence.hits, evidence.faults = killer.hits, dict(troubles.made)
+        evidence.leases_seen = list(observer.leases.values())
+        return evidence
+
+    def _chance(self) -> random.Random:
+        return random.Random(self.rng.random())
+
+    @asynccontextmanager
+    async def _beside(self, people: People, troubles: Troubles, conversations: Conversations, killer: Killer) -> AsyncIterator[None]:
+        """What goes on while processes die; at the end people finish what they do, and GitHub is well again."""
+        done = asyncio.Event()
+        say(f"{self.kills} kills begin")
+        try:
+            async with asyncio.TaskGroup() as side:
+                begun = asyncio.Event()
+                pulls = max(PULLS_MIN, min(PULLS_MAX, self.kills // 6))
+                side.create_task(people.write(pulls, WRITE_SECONDS, begun, done.is_set), name="people")
+                others = [
+                    side.create_task(troubles.run(), name="troubles"),
+                    side.create_task(conversations.follow(), name="conversations"),
+                    side.create_task(_tell(killer), name="tell"),
+                ]
+                await begun.wait()
+                yield
+                done.set()
+                for task in others:
+                    task.cancel()
+        except BaseException:
+            await killer.end_pauses(now=True)
+            raise
+        finally:
+            await troubles.end()
+
+    async def _quiet(self, people: People, conversations: Conversations) -> None:
+        """Return when nothing is under way and everybody was answered, or the patience is over: the judge says what is missing."""
+        give_up_at = time.monotonic() + QUIET_SECONDS_MAX
+        commands = {act.comment_id for act in people.acts if act.comment_id}
+        while time.monotonic() < give_up_at:
+            is_still = await self.store.open_work() == 0
+            if is_still and commands <= {remark.answers for remark in await conversations.remarks()}:
+                return
+            await asyncio.sleep(1)
+
+    async def _collect(self, people: People, conversations: Conversations) -> Evidence:
+        await self.cluster.read()
+        remarks = await conversations.remarks()
+        served = {url: await conversations.served(url) for url in {remark.url for remark in remarks if remark.url}}
+        return Evidence(
+            lease_seconds=LEASE_SECONDS,
+            acts=people.acts,
+            requests=await self.store.requests(),
+            ledger=await self.store.ledger(),
+            namespaces={key: seen.name for key, seen in self.cluster.namespaces.items()},
+            revisions=list(self.cluster.standing.values()),
+            revisions_seen=list(self.cluster.revisions.values()),
+            remarks=remarks,
+            served=served,
+            ready_seen=conversations.ready_seen,
+        )
+
+
+async def _tell(killer: Killer) -> None:
+    while True:
+        await asyncio.sleep(TELL_SECONDS)
+        say(f"{len(killer.hits)} kills, {sum(bool(hit.held) for hit in killer.hits)} of a claim's holder")
+
+
+def say(text: str) -> None:
+    """Progress, on standard error."""
+    print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
