@@ -20,7 +20,7 @@ from prevue.lifecycle import deployed
 from prevue.local.cluster.programs import client_programs
 from prevue.local.github import server
 from prevue.local.github.door import create_app
-from prevue.model import Live, Message
+from prevue.model import Live, Message, PreviewState
 from prevue.statestore.port import ClaimLimits, Granted
 from prevue.statestore.postgres import PostgresStateStore
 from prevue.testing.github import FakeGitHub
@@ -80,6 +80,7 @@ async def test_previews_are_read_from_the_statestore(postgres_url: str) -> None:
         granted = await store.register_and_claim(message, holder="w")
         assert isinstance(granted, Granted)
         live = Live(sha=SHA, digest="d", request_id=granted.claim.request_id, token=granted.claim.token)
+        await store.begin(granted.claim, preview_state=PreviewState.DEPLOYING, deadline_seconds=50)
         await store.finish(granted.claim, deployed(live, "http://127.0.0.1:30001/"))
     code, out, err = prevue(postgres_url, "previews", "list", "--json")
     assert (code, err) == (0, "")

@@ -17,7 +17,7 @@ from prevue import cli
 from prevue.config import Settings
 from prevue.errors import OutageError
 from prevue.lifecycle import deployed
-from prevue.model import Live, Message
+from prevue.model import Live, Message, PreviewState
 from prevue.statestore.port import ClaimLimits, Dead, Granted, PreviewReader
 from prevue.testing.statestore import FakeStateStore
 from prevue.wiring import operator
@@ -143,6 +143,7 @@ async def filled() -> FakeStateStore:
     granted = await store.register_and_claim(message(1, 11), holder="w")
     assert isinstance(granted, Granted)
     claim = granted.claim
+    await store.begin(claim, preview_state=PreviewState.DEPLOYING, deadline_seconds=50)
     await store.note(claim, "helm", {"exit_code": 0})
     live = Live(sha=SHA, digest="d", request_id=claim.request_id, token=claim.token)
     await store.finish(claim, deployed(live, "http://127.0.0.1:30001/"))
@@ -277,5 +278,5 @@ def test_the_ledger_as_json_is_beside_the_promised_fields(capsys: pytest.Capture
     _, out, _ = run(capsys, "previews", "show", "acme/hello", "1", "--json", "--ledger")
     shown = json.loads(out)
     assert {name: shown[name] for name in FIELDS} == READY
-    assert [event["event"] for event in shown["ledger"]] == ["registered", "granted", "helm", "finished"]
+    assert [event["event"] for event in shown["ledger"]] == ["registered", "granted", "began", "helm", "finished"]
     assert [one["reason"] for one in shown["requests"]] == ["ready"]

@@ -12,7 +12,7 @@ CREATE INDEX preview_standing ON preview (github_host, repository_id, pr_number)
 CREATE INDEX preview_expiring ON preview (expires_at) WHERE expires_at IS NOT NULL AND state <> 'destroyed';
 
 -- Every token from now on is larger than a_above. ALTER SEQUENCE keeps nextval out until the commit, so that no token of another session
--- lies between the look and the step; nothing is locked where there is nothing to do, which is every start but one after a restore.
+-- lies between the look and the step; nothing is locked where there is nothing to do. Deployers call it when they start.
 CREATE FUNCTION prevue_raise_tokens(a_above bigint) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
     IF (SELECT last_value + is_called::integer FROM claim_token) > a_above THEN

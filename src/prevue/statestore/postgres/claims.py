@@ -150,6 +150,13 @@ class PostgresClaims:
             state_before = await connection.scalar(select(preview.c.state).where(_holds(claim)).with_for_update())
             if state_before is None:
                 raise StaleClaim
+            ended = update(request).values(
+                state=finish.outcome.value, reason=finish.reason.value, error=storable(finish.error), url=finish.url, finished_at=NOW
+            )
+            # The token alone is not enough: a request that ended under it stays as it ended. It comes before the preview's step: a finish
+            # that is repeated after an ambiguous commit is stale, not impossible. The preview's row is locked already.
+            if (await connection.execute(ended.where(_claimed(claim)))).rowcount != 1:
+                raise StaleClaim
             step = preview_step(PreviewState(state_before), finish.preview_event)
             values: dict[str, Any] = {}
             if step.live is not LiveAfter.AS_BEFORE:
@@ -158,12 +165,6 @@ class PostgresClaims:
             if finish.ttl_seconds is not None:
                 values["expires_at"] = NOW + timedelta(seconds=finish.ttl_seconds) if finish.ttl_seconds > 0 else None
             await _free(connection, claim, values)
-            ended = update(request).values(
-                state=finish.outcome.value, reason=finish.reason.value, error=storable(finish.error), url=finish.url, finished_at=NOW
-            )
-            # The token alone is not enough: a request that ended under it stays as it ended.
-            if (await connection.execute(ended.where(_claimed(claim)))).rowcount != 1:
-                raise StaleClaim
             if finish.tell and is_told(claim.message, finish.outcome, PreviewState(state_before)):
                 await _tell(connection, claim)
             details = {"outcome": finish.outcome.value, "reason": finish.reason.value, "error": finish.error, "url": finish.url}
