@@ -481,7 +481,8 @@ def made_steps(s, c, idle, closed):
     # rule 5: every preview expires, whenever it likes; what a failed one left is known by its token
     r, identity = expiry, (s.live_request if s.live != "?" else -1 - s.token, s.desired)
     known = any(e[0] == s.live_request for e in s.ended) if "expiry_by_live" in bugs else identity in s.ended
-    if r is not None and idle and s.live and not known:
+    left = s.live == "?" and s.status[s.wanted] == "failed"
+    if r is not None and idle and (left or s.live not in ("", "?")) and not known:
         s2 = make(s, r, s.events + 0.5 if "expiry_by_time" in bugs else s.desired)
         yield f"sweeper expires {s.live}", s2._replace(due=True, ended=s.ended + (identity,)), None
     r, gone, late = sweep, s.live == "", "order_read_late" in bugs    # rule 3: the row (destroyed), then GitHub
