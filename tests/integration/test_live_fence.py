@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -11,10 +12,10 @@ from prevue.cluster.api import Api, ApiError, as_claim, load_access
 from prevue.cluster.fence import LABEL_MANAGED
 from prevue.cluster.port import FENCE_ANNOTATION, FENCED_BY_ANNOTATION, FenceKind
 from prevue.config import ClusterSettings
-from prevue.testing.contracts.live import LiveCluster, LiveWorld, live_cluster, live_world, web_objects
+from prevue.testing.contracts.live import LiveCluster, LiveWorld, live_cluster, live_token_world, live_world, web_objects
 from prevue.testing.contracts.worlds import RELEASE, install, namespace_of, raised
 
-__all__ = ["live_cluster", "live_world"]
+__all__ = ["live_cluster", "live_token_world", "live_world"]
 # The time limit is the test's own: on a new machine the first one also waits while the cluster is built.
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120, func_only=True)]
 
@@ -160,6 +161,16 @@ async def test_fence_is_found_by_trying_it(live_world: LiveWorld) -> None:
     findings = await live_world.kubernetes.inspect()
     assert all(finding.ok for finding in findings), [finding for finding in findings if not finding.ok]
     assert len(findings) > 20
+
+
+async def test_doctor_measures_how_long_a_revoked_token_is_accepted(live_token_world: LiveWorld) -> None:
+    findings = await live_token_world.kubernetes.inspect()
+    assert all(finding.ok for finding in findings), [finding for finding in findings if not finding.ok]
+    (fence,) = [finding for finding in findings if finding.name == "fence"]
+    found = re.search(r"^token: .* \(a token in use was refused ([0-9.]+) s after its revocation\)$", fence.text)
+    assert found is not None, fence.text
+    print(fence.text)
+    assert 0 < float(found[1]) < 30
 
 
 async def test_missing_rights_are_found_one_by_one(live_cluster: LiveCluster) -> None:
