@@ -132,10 +132,13 @@ class FairPool:
 
 
 @asynccontextmanager
-async def open_pool(url: str, *, size: int, command_seconds_max: float, application: str) -> AsyncIterator[FairPool]:
+async def open_pool(
+    url: str, *, size: int, command_seconds_max: float, application: str, is_durable: bool = True
+) -> AsyncIterator[FairPool]:
     """A pool of at most `size` connections, the first made when it is needed: a process starts although the database is down.
 
-    `command_seconds_max` bounds each statement, on our side and on the server's.
+    `command_seconds_max` bounds each statement, on our side and on the server's. With `is_durable` False a commit does not wait for the
+    disk: should the server crash, what was written in its last moments may be as if it had never been, and nothing else.
     """
     pool = asyncpg.create_pool(
         url,
@@ -148,6 +151,7 @@ async def open_pool(url: str, *, size: int, command_seconds_max: float, applicat
         server_settings={
             "application_name": f"{APPLICATION_NAME}-{application}",
             "statement_timeout": str(max(1, int(command_seconds_max * 1000))),
+            **({} if is_durable else {"synchronous_commit": "off"}),
         },
     )
     await pool

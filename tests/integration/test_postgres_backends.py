@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from typing import Any
 
 import asyncpg
 import pytest
@@ -11,7 +13,7 @@ from prevue import lifecycle
 from prevue.errors import StaleClaim, StateStoreUnavailable
 from prevue.model import PreviewState
 from prevue.postgres import is_outage
-from prevue.queue.postgres import PostgresConsumer, PostgresEnqueuer
+from prevue.queue.postgres import _RECEIVE, PostgresConsumer, PostgresEnqueuer
 from prevue.statestore.port import ClaimLimits, Granted
 from prevue.statestore.postgres import PostgresStateStore, database
 from prevue.testing.contracts.queue import Blocker, Recorder, command, eventually
@@ -35,6 +37,35 @@ async def test_new_message_wakes_an_idle_consumer(postgres_url: str) -> None:
             await recorded(recorder, number)
         stop.set()
         await task
+
+
+async def test_only_an_enqueue_waits_for_the_disk(postgres_url: str) -> None:
+    """What a consumer writes may be lost with the server, since the message then comes back; what was accepted may not."""
+    connection = await asyncpg.connect(postgres_url)
+    await connection.execute(f"ALTER DATABASE {postgres_url.rsplit('/', 1)[1]} SET synchronous_commit = on")
+    await connection.close()
+    async with PostgresEnqueuer.open(postgres_url) as enqueuer, PostgresConsumer.open(postgres_url) as consumer:
+        assert await enqueuer._pool.fetchval("SHOW synchronous_commit") == "on"
+        assert await consumer._pool.fetchval("SHOW synchronous_commit") == "off"
+
+
+async def test_poll_reads_no_message_that_is_delayed(postgres_url: str) -> None:
+    """A backlog that is leased or delayed is not read at each look."""
+    connection = await asyncpg.connect(postgres_url)
+    await connection.execute(
+        "INSERT INTO queue_message (identity, body, available_at) "
+        "SELECT n::text, '{}', clock_timestamp() + interval '1 hour' FROM generate_series(1, 2000) AS n"
+    )
+    await connection.execute("VACUUM ANALYZE queue_message")
+    plan = json.loads(await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {_RECEIVE}", 1, 10.0))
+    await connection.close()
+    scans = [node for node in nodes(plan[0]["Plan"]) if node.get("Index Name") == "queue_message_available"]
+    assert [(node["Actual Rows"], node.get("Rows Removed by Filter", 0)) for node in scans] == [(0, 0)]
+
+
+def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """A plan's nodes, itself first."""
+    return [plan, *(node for child in plan.get("Plans", []) for node in nodes(child))]
 
 
 async def test_lost_listener_is_replaced(postgres_url: str) -> None:

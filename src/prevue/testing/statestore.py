@@ -57,11 +57,11 @@ class FakeStateStore(FakeReader, FakeSweep):
         now = await self._begin_transaction()
         request, is_new = self._register(message, now)
         preview = self._preview_of(request, now)
-        if is_new:
-            preview.repo = message.repo
+        if is_new and preview.repo != message.repo:
+            preview.repo, preview.changed_at = message.repo, now
         order = request.message.order
         if preview.desired < order:
-            preview.desired, preview.desired_request = order, request.id
+            preview.desired, preview.desired_request, preview.changed_at = order, request.id, now
         verdict = self._verdict(request, preview, now)
         if isinstance(verdict, Superseded):
             self._end(request, RequestEvent.OVERTAKEN, Reason.NEWER_REQUEST, now)

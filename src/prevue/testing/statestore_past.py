@@ -56,7 +56,7 @@ INSERT INTO preview (github_host, repository_id, pr_number, repo, cluster, names
 SELECT 'github.com', r.repository_id, r.pr_number, r.repo, 'default', format('pv-past-%s-%s', r.repository_id, r.pr_number),
        ARRAY['preview-pr-' || r.pr_number], r.at, 0, r.tie, r.id, state_of.state,
        CASE WHEN is_ready THEN r.commit_sha END, CASE WHEN is_ready THEN 'digest' END, CASE WHEN is_ready THEN r.id END,
-       CASE WHEN is_ready THEN r.token END, r.token, r.url, 
+       CASE WHEN is_ready THEN r.token END, r.token, r.url,
        CASE WHEN is_ready THEN clock_timestamp() + (r.id % 100 - 10) * interval '1 hour' END
   FROM (SELECT DISTINCT ON (repository_id, pr_number) * FROM request WHERE {which} ORDER BY repository_id, pr_number, tie DESC) r,
        LATERAL (SELECT {state} AS state) state_of, LATERAL (SELECT state_of.state = 'ready' AS is_ready) ready

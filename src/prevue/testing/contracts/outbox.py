@@ -351,6 +351,14 @@ class OutboxContract:
             assert [len(view.requests) for view in views] == [1, 1, 1]
             assert (views[0].requests[0].commit_sha, views[0].commit_sha) == (command(9).commit_sha, command(1).commit_sha)
 
+    async def test_preview_of_which_something_newer_is_desired_has_changed(self, harness: StateStoreHarness) -> None:
+        """Though it is held and nothing was granted."""
+        async with harness.open() as store:
+            await claim_of(store, command(1, pr_number=1))
+            await claim_of(store, command(2, pr_number=2))
+            await store.register_and_claim(command(3, pr_number=1), holder="worker-2")
+            assert [view.pr_number for view in await store.previews()] == [1, 2]
+
     async def test_one_preview_has_its_requests_newest_first(self, harness: StateStoreHarness) -> None:
         async with harness.open() as store:
             await deploy(store, 2)

@@ -52,12 +52,12 @@ BOUNDED = settings(
 LOOK_EVERY = 3
 """Commands: answers are compared each time, what can be seen after every third and at the end."""
 
-_NUMBERS = st.integers(1, 6)
+_NUMBERS = st.integers(1, 9)
 _PRS = st.sampled_from(PULL_REQUESTS)
 MESSAGES = st.one_of(
     # Two commands a second: equal times are decided by rank and tie.
     st.builds(lambda number, pr: command(number, pr_number=pr, at=number // 2), _NUMBERS, _PRS),
-    st.builds(lambda number, pr: command(number, pr_number=pr, at=number, action=Action.DESTROY, commit_sha=""), st.integers(7, 8), _PRS),
+    st.builds(lambda number, pr: command(number, pr_number=pr, at=number, action=Action.DESTROY, commit_sha=""), st.integers(10, 11), _PRS),
     st.builds(lambda at, pr: close(at, pr_number=pr), st.integers(0, 4), _PRS),
     st.builds(push, st.integers(0, 3), st.sampled_from(["one", "two"])),
 )
@@ -84,7 +84,7 @@ class StateStoreMachine(RuleBasedStateMachine):
         self._runner = asyncio.Runner()
         self._harnesses = (one, other)
         self._stack = AsyncExitStack()
-        self._commands = 0
+        self._commands, self._newest = 0, 100
         self._stores: list[Store] = self._runner.run(self._open())
 
     async def _open(self) -> list[Store]:
@@ -128,6 +128,13 @@ class StateStoreMachine(RuleBasedStateMachine):
     def register(self, message: Message, holder: str) -> MultipleResults[Pair]:
         """T1."""
         return self._granted(self.both(lambda store, _: store.register_and_claim(message, holder=holder)))
+
+    @rule(target=claims, number=st.integers(1, 3))
+    def register_newer(self, number: int) -> MultipleResults[Pair]:
+        """T1 of a command that is newer than all before."""
+        self._newest += number
+        message = command(self._newest, pr_number=1)
+        return self._granted(self.both(lambda store, _: store.register_and_claim(message, holder="me")))
 
     @rule(target=claims, pr=_PRS, source=st.sampled_from([Source.EXPIRY, Source.SWEEP]))
     def ours(self, pr: int, source: Source) -> MultipleResults[Pair]:
@@ -175,13 +182,6 @@ class StateStoreMachine(RuleBasedStateMachine):
         """Transient failure or give-back."""
         self.both(lambda store, which: store.give_back(claim[which], delay=delay, counted=counted, error="an outage"))
 
-    @rule(claim=claims)
-    def note(self, claim: Pair) -> None:
-        """The ledger's, and whether the time to live is over."""
-        self.both(lambda store, which: store.note(claim[which], "probed", {"status": 200, "text": "a\x00b"}))
-        if claim[0].token == self.both(lambda store, _: self._token(store, claim[0]))[0]:
-            self.both(lambda store, which: store.is_expired(claim[which]))
-
     # -- outbox and sweeper ----------------------------------------------------------------------------------------------------------
 
     @rule(place=st.integers(0, 3), is_sent=st.booleans())
@@ -199,56 +199,27 @@ class StateStoreMachine(RuleBasedStateMachine):
 
         self.both(one)
 
-    @rule(quiet=st.sampled_from([0, 3 * SPAN]), limit=st.integers(1, 4))
-    def unheld(self, quiet: float, limit: int) -> None:
-        """Rule 1."""
-
-        async def identities(store: Store, _which: int) -> object:
-            messages = await store.unheld(quiet_seconds=quiet, limit=limit)
-            return await self._named(store, messages)
-
-        self.both(identities)
-
-    @rule(holder=st.sampled_from(["me", "you"]), is_taken=st.booleans())
-    def lane(self, holder: str, is_taken: bool) -> None:
-        """The outbox's lane."""
-        if is_taken:
-            self.both(lambda store, _: store.acquire_lane(INSTALLATION, holder=holder, seconds=2 * SPAN))
-        else:
-            self.both(lambda store, _: store.release_lane(INSTALLATION, holder=holder))
-
-    @rule(per_minute=st.integers(0, 3), per_hour=st.integers(1, 5))
-    def reserve(self, per_minute: int, per_hour: int) -> None:
-        """The token bucket: whether there is room."""
-
-        async def has_room(store: Store, _which: int) -> bool:
-            return await store.reserve_write(INSTALLATION, per_minute=per_minute, per_hour=per_hour) == 0
-
-        self.both(has_room)
-
-    @rule(above=st.integers(0, 40))
-    def raise_tokens(self, above: int) -> None:
-        """After a restore."""
-        self.both(lambda store, _: store.raise_tokens(above=above))
-
-    @rule()
-    def settle(self) -> None:
-        """The newest dead letter is dropped."""
-
-        async def drop(store: Store, _which: int) -> None:
-            for letter in await store.dead_letters(limit=1):
-                await store.settle_dead_letter(letter.id, "dropped")
-
-        self.both(drop)
-
-    @rule(older=st.sampled_from([0, 6 * SPAN]))
-    def overdue(self, older: float) -> None:
-        """The alarm."""
-
-        async def states(store: Store, _which: int) -> object:
-            return [(each.state, each.source, each.pr_number) for each in await store.overdue(older_than_seconds=older, limit=3)]
-
-        self.both(states)
+    @rule(
+        claim=claims,
+        what=st.sampled_from(["unheld", "overdue", "note", "is_expired", "lane", "reserve", "tokens", "drop"]),
+        small=st.integers(0, 3),
+    )
+    def aside(self, claim: Pair, what: str, small: int) -> None:
+        """What is asked less often; one rule, so that most commands are about claims."""
+        holder = "me" if small % 2 else "you"
+        calls: dict[str, Callable[[Store, Claim], Awaitable[object]]] = {
+            "unheld": lambda store, _: self._unheld(store, quiet_seconds=small // 2 * 3 * SPAN, limit=small + 1),
+            "overdue": lambda store, _: self._overdue(store, older_than_seconds=small * 2 * SPAN),
+            "note": lambda store, mine: store.note(mine, "probed", {"status": 200, "text": "a\x00b"}),
+            "is_expired": self._is_expired,
+            "lane": lambda store, _: store.acquire_lane(INSTALLATION, holder=holder, seconds=2 * SPAN),
+            "reserve": lambda store, _: self._has_room(store, per_minute=small, per_hour=small + 1),
+            "tokens": lambda store, mine: store.raise_tokens(above=mine.token + small),
+            "drop": lambda store, _: self._drop(store),
+        }
+        self.both(lambda store, which: calls[what](store, claim[which]))
+        if what == "lane" and small > 1:
+            self.both(lambda store, _: store.release_lane(INSTALLATION, holder="me"))
 
     @rule(spans=st.integers(1, 7))
     def let_time_pass(self, spans: int) -> None:
@@ -264,9 +235,27 @@ class StateStoreMachine(RuleBasedStateMachine):
         """Only look."""
 
     @staticmethod
-    async def _token(store: Store, claim: Claim) -> int | None:
+    async def _is_expired(store: Store, claim: Claim) -> object:
+        """Asked under the claim alone."""
         found = await store.find(claim.key)
-        return None if found is None else found.token
+        return await store.is_expired(claim) if found is not None and found.token == claim.token else None
+
+    async def _unheld(self, store: Store, *, quiet_seconds: float, limit: int) -> object:
+        return await self._named(store, await store.unheld(quiet_seconds=quiet_seconds, limit=limit))
+
+    @staticmethod
+    async def _overdue(store: Store, *, older_than_seconds: float) -> object:
+        found = await store.overdue(older_than_seconds=older_than_seconds, limit=3)
+        return [(each.state, each.source, each.pr_number) for each in found]
+
+    @staticmethod
+    async def _has_room(store: Store, *, per_minute: int, per_hour: int) -> bool:
+        return await store.reserve_write(INSTALLATION, per_minute=per_minute, per_hour=per_hour) == 0
+
+    @staticmethod
+    async def _drop(store: Store) -> None:
+        for letter in await store.dead_letters(limit=1):
+            await store.settle_dead_letter(letter.id, "dropped")
 
     @staticmethod
     async def _named(store: Store, messages: Iterable[Message]) -> list[str]:
