@@ -106,8 +106,8 @@ class Cluster(Protocol):
         ...
 
     async def fence_bites(self, fence: Fence) -> None:
-        """Protocol step 4: return once a stale worker's server dry-run write is refused: that of the impersonated deployer with token - 1 by the
-        policy, or those with the tokens of earlier claims. With `FenceKind.LEASE` at once."""
+        """Protocol step 4: return once a stale worker's server dry-run write is refused: that of the impersonated deployer with
+        token - 1 by the policy, or those with the tokens of earlier claims. With `FenceKind.LEASE` at once."""
         ...
 
     def kubeconfig(self, fence: Fence) -> str:
