@@ -77,7 +77,7 @@ class Claims:
         return self._bare.acting({"Authorization": f"Bearer {bearer}"})
 
     async def issue(self, namespace: str, token: int) -> None:
-        """Part of step 3: a token for this claim, and the end of all lower ones. Repeating it is harmless.
+        """Part of protocol step 3: a token for this claim, and the end of all lower ones. Repeating it is harmless.
 
         Raises:
             StaleClaim: a higher claim has a Secret here, or has deleted ours. ApiError, ClusterUnavailable: refused.
@@ -104,7 +104,7 @@ class Claims:
             del self._held[next(iter(self._held))]
 
     async def see_refused(self, fence: Fence) -> bool:
-        """Step 4: the tokens of lower claims are refused, ours is not. False: there was none to wait for.
+        """Protocol step 4: the tokens of lower claims are refused, ours is not. False: there was none to wait for.
 
         Raises:
             StaleClaim: our own is refused. ClusterUnavailable: a revoked one is still accepted after a minute.

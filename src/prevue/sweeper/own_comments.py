@@ -1,4 +1,4 @@
-"""Our own comments, looked at again where the comment scan reads them anyway (protocol, section 5).
+"""Our own comments, looked at again where the comment scan reads them anyway (protocol section 5).
 
 The verify pass counts on no earlier writer being left. One that is stopped between its last check and GitHub for longer than that, and
 may be dead afterwards, writes all the same; its comment then bears a time later than the row's verification, and only here is that seen.
