@@ -217,7 +217,11 @@ def destroy_dies() -> list[Any]:
 # -- telling --------------------------------------------------------------------------------------------------------------
 
 
-@bug("the outbox row is written after the outcome's transaction (A9)", settings=world_of("crash_deployer", "github_5xx", boost=4.0), breaks=("nothing_ends_without_a_word",))
+@bug(
+    "the outbox row is written after the outcome's transaction (A9)",
+    settings=world_of("crash_deployer", "github_5xx", boost=4.0),
+    breaks=("nothing_ends_without_a_word",),
+)
 def outbox_apart() -> list[Any]:
     async def finish(self: Any, claim: Any, finish: Any) -> None:
         await _finish(self, claim, msgspec.structs.replace(finish, tell=False))
