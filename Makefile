@@ -81,7 +81,7 @@ simulate: sync ## SEEDS=20000 simulated worlds on 2 processes: violations, fault
 simulate-bugs: sync ## Look for every planted bug; writes the table of docs/simulation.md
 	@$(RUN) python -m tests.simulation --processes $(PROCESSES) bugs
 
-simulate-crashes: sync ## Kill at every await of the happy path, then at every second one, too: all pairs
+simulate-crashes: sync ## Kill App and deployer at every await of the happy path, then at every second one, too
 	@$(RUN) python -m tests.simulation --processes $(PROCESSES) crashes --double
 
 chaos: sync ## KILLS=200 real processes killed under load, on PostgreSQL, Helm and cluster; then an independent check. SEED=… repeats the draws

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import msgspec
 from tests.simulation import bugs_claim, bugs_sweeper
 from tests.simulation.planting import BUGS, Bug, bug, planted, world_of
-from tests.simulation.world import Settings
+from tests.simulation.world import Numbers, Settings
 
 __all__ = ["BUGS", "Bug", "bugs_claim", "bugs_sweeper", "planted"]
 
@@ -151,7 +151,7 @@ def closed_not_read() -> list[Any]:
 @bug(
     "what is live is answered before GitHub is read",
     breaks=("closed_pull_request_leaves_nothing",),
-    settings=world_of("github_stale_read_app", "webhook_delay", "queue_delay", has_sweeper_rules=False, boost=2.0),
+    settings=world_of("github_stale_read_app", "webhook_delay", "queue_delay", has_sweeper_rules=False, boost=4.0),
 )
 def live_before_github() -> list[Any]:
     original = Pipeline._deploy
@@ -217,7 +217,11 @@ def destroy_dies() -> list[Any]:
 # -- telling --------------------------------------------------------------------------------------------------------------
 
 
-@bug("the outbox row is written after the outcome's transaction (A9)", breaks=("nothing_ends_without_a_word",))
+@bug(
+    "the outbox row is written after the outcome's transaction (A9)",
+    settings=world_of("crash_deployer", "github_5xx", boost=4.0),
+    breaks=("nothing_ends_without_a_word",),
+)
 def outbox_apart() -> list[Any]:
     async def finish(self: Any, claim: Any, finish: Any) -> None:
         await _finish(self, claim, msgspec.structs.replace(finish, tell=False))
@@ -345,7 +349,7 @@ def app_patches() -> list[Any]:
 @bug(
     "what was read long ago is written all the same, and nobody looks at our own comments again (A11)",
     breaks=("nothing_ends_without_a_word", "dead_letter_is_announced"),
-    settings=world_of("pause_deployer", "github_slow", "store_slow", boost=3.0),
+    settings=world_of("pause_deployer", "helm_slow", "ready_slowly", boost=3.0, numbers=Numbers(lease_seconds=20.0)),
 )
 def writes_late() -> list[Any]:
     original = OutboxDrainer._write
@@ -356,7 +360,11 @@ def writes_late() -> list[Any]:
     return [patch.object(OutboxDrainer, "_write", write), patch.object(OwnComments, "look", unseen)]
 
 
-@bug("a command that two Apps refused at once keeps two refusals", breaks=("one_status_comment_per_command",))
+@bug(
+    "a command that two Apps refused at once keeps two refusals",
+    breaks=("one_status_comment_per_command",),
+    settings=world_of("webhook_duplicate", "pause_app", "github_slow", boost=4.0),
+)
 def refusals_left() -> list[Any]:
     return [patch.object(OwnComments, "_leave_one", unseen)]
 

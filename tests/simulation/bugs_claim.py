@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from datetime import timedelta
 from typing import Any
 from unittest.mock import patch
@@ -81,7 +82,9 @@ def give_back_running() -> list[Any]:
     original = Worker._run
 
     async def run(self: Any, holding: Any) -> Any:
-        work = asyncio.ensure_future(original(self, holding))
+        blind = copy(self)
+        blind._halt = asyncio.Event()  # it does not end its Helm at the stop
+        work = asyncio.ensure_future(original(blind, holding))
         halted = asyncio.create_task(self._halt.wait())
         await asyncio.wait([work, halted], return_when=asyncio.FIRST_COMPLETED)
         halted.cancel()

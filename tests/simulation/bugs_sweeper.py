@@ -28,7 +28,8 @@ _register = FakeStateStore.register_and_claim
 
 LOST = world_of("webhook_never_sent", "webhook_lost", "pause_deployer", "github_stale_read_worker", "cluster_slow", "crash_deployer")
 """What only the sweeper repairs."""
-REPLAYED = world_of("helm_killed", "queue_delay", boost=4.0, numbers=Numbers(attempts_max=2, ttl_seconds=15.0))
+EXPIRING = world_of("queue_delay", "webhook_delay", boost=4.0, numbers=Numbers(ttl_seconds=15.0))
+REPLAYED = world_of("helm_killed", "queue_delay", boost=8.0, pushes_before_commands=True, numbers=Numbers(attempts_max=1, ttl_seconds=20.0))
 """Commands die, are replayed, and previews expire meanwhile."""
 
 
@@ -101,7 +102,11 @@ async def _begin_by_id(self: Any, claim: Any, **options: Any) -> Any:
     return await _begin(self, claim, **options)
 
 
-@bug("an expiry has the time at which it is due: it beats a command given before and not yet seen", breaks=("newest_wins",))
+@bug(
+    "an expiry has the time at which it is due: it beats a command given before and not yet seen",
+    breaks=("newest_wins",),
+    settings=EXPIRING,
+)
 def expiry_by_time() -> list[Any]:
     original = Janitor._ask
 
@@ -133,7 +138,7 @@ def sweep_by_uid() -> list[Any]:
 @bug(
     "an expiry is known by what is live alone: the same commit expires once",
     breaks=("expired_preview_leaves_nothing",),
-    settings=world_of("queue_delay", boost=4.0, numbers=Numbers(ttl_seconds=15.0)),
+    settings=EXPIRING,
 )
 def expiry_by_live() -> list[Any]:
     return [patch.object(Janitor, "_ask", _asking(Source.EXPIRY, lambda source_id, order: (source_id.partition("@")[0], order)))]

@@ -83,6 +83,8 @@ class People:
     def _act_once(self, pull: PullHistory, chance: float) -> None:
         world, issue = self._world, self._world.github.issue(pull.repo, pull.number)
         if chance < 0.5:
+            if world.settings.pushes_before_commands and issue.state == "open":
+                self.push(pull)
             self.command(pull)
         elif chance < 0.55:
             self.command(pull, user="reader")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-SEEDS = int(os.environ.get("SIMULATION_SEEDS", "400"))
+SEEDS = int(os.environ.get("SIMULATION_SEEDS", "3000"))
 SELF_TEST = (
     "done_by_key",
     "no_generation",
@@ -21,6 +21,8 @@ SELF_TEST = (
     "outcome_kept_out",
     "no_dedupe",
     "head_at_execution",
+    "lease_by_own_clock",
+    "permission_not_read",
 )
 """Bugs of every kind that a few seeds show: the oracle can fail."""
 REGRESSIONS: tuple[tuple[int, str], ...] = (
@@ -48,7 +50,7 @@ def run_json(root: Path, *arguments: str) -> Any:
     return json.loads(run(root, *arguments, "--json"))
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_no_seed_breaks_a_promise_and_every_fault_fires(repository_root: Path) -> None:
     told = run_json(repository_root, "run", "--seeds", str(SEEDS))
     assert told["violations"] == []
@@ -68,9 +70,12 @@ def test_planted_bugs_are_found(repository_root: Path) -> None:
 
 @pytest.mark.timeout(600)
 def test_a_kill_at_any_await_of_the_happy_path_loses_nothing(repository_root: Path) -> None:
-    told = run_json(repository_root, "crashes")
+    """All single ones, and of the pairs those of every ninth first kill."""
+    told = run_json(repository_root, "crashes", "--sample", "9")
     assert told["violations"] == []
-    assert told["points"] > 300
+    assert told["points"]["app"] > 20
+    assert told["points"]["deployer"] > 200
+    assert told["pairs"] > 500
 
 
 @pytest.mark.parametrize("seed", [7, 11])

@@ -144,6 +144,8 @@ class Settings:
     numbers: Numbers | None = None
     boost: float = 1.0
     """How many times more often each fault happens than elsewhere: for a world of few kinds."""
+    pushes_before_commands: bool = False
+    """Every command is about a commit of its own: none finds its preview there already."""
     fence_lag_seconds: float | None = None
     """How far the policy's cache lags; None: the seed draws it."""
     keep_trace: bool = False
@@ -219,8 +221,8 @@ class World:
         self.wire = WebhookWire(self)
         self.apps: list[App] = []
         self.deployers: list[Deployer] = []
-        self.on_deployer: Callable[[Deployer], None] = lambda _: None
-        """Called with each deployer that starts."""
+        self.on_start: Callable[[str, Process], None] = lambda *_: None
+        """Called with each App and deployer that starts."""
         self._outside = contextvars.copy_context()
         self._generation = 0
         self.loop.after_step = self.oracle.after_step
@@ -274,6 +276,7 @@ class World:
         )
         app = App(process=process, door=door, acknowledger=acknowledger)
         self.apps[index : index + 1] = [app]
+        self.on_start("app", process)
 
     def _start_deployer(self, index: int) -> None:
         process = self._process(f"deployer{index}")
@@ -332,7 +335,7 @@ class World:
             stop=asyncio.Event(),
         )
         self.deployers[index : index + 1] = [deployer]
-        self.on_deployer(deployer)
+        self.on_start("deployer", process)
         process.spawn(self._serve(index, deployer), name="main")
 
     def _rules(self, process: Process, store: SimulatedStore, queue: SimulatedQueue, github: GitHubClient) -> tuple[Sweeper, Acknowledger]:
