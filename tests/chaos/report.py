@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from tests.chaos.check import Judgement
+from tests.chaos.check import Judgement, interrupted
 from tests.chaos.records import Evidence
 from tests.chaos.steps import Step
 
@@ -47,6 +47,8 @@ def as_json(result: Result, failures: list[str]) -> dict[str, Any]:
         **{name: len(items) for name, items in judgement.findings.items()},
         "findings": judgement.findings,
         "verify": result.verified,
+        "interrupted_revisions": interrupted(evidence),
+        "asked_again": evidence.asked_again,
         "kills": judgement.hits,
         "kills_of_a_claims_holder": judgement.hits_on_claims,
         "kills_by_kind": dict(Counter(hit.kind for hit in evidence.hits)),
@@ -71,6 +73,7 @@ def as_text(result: Result, failures: list[str]) -> str:
         f"seed {shown['seed']}, {shown['seconds']:.0f} s, load {_load(result.load[0])} before, {_load(result.load[1])} after",
         f"{shown['pull_requests']} pull requests; {_counts(shown['deeds'])}",
         f"commands accepted {shown['accepted']}: {_counts(shown['outcomes'])}",
+        f"revisions that Helm did not finish {shown['interrupted_revisions']}; commands given up and written again {shown['asked_again']}",
         "",
         *_table("kills", shown["kills_by_kind"]),
         f"  {shown['kills_of_a_claims_holder']} of {shown['kills']} ({result.judgement.held_share:.0%}) hit the holder of a claim",

@@ -261,6 +261,12 @@ def test_a_newer_command_excuses_another_commit_and_a_close_excuses_a_refusal() 
     assert not any(judge(evidence).findings.values())
 
 
+def test_an_interrupted_revision_that_was_recovered_is_history() -> None:
+    evidence = good()
+    evidence.revisions.append(replace(evidence.revisions_seen[1]))
+    assert judge(evidence).stuck == []
+
+
 def test_a_slow_recovery_fails_the_run() -> None:
     evidence = good()
     evidence.leases_seen = []
