@@ -43,7 +43,7 @@ def as_json(result: Result, failures: list[str]) -> dict[str, Any]:
         "pull_requests": len({act.pull for act in evidence.acts}),
         "deeds": dict(Counter(str(act.deed) for act in evidence.acts)),
         "accepted": judgement.accepted,
-        "outcomes": dict(Counter(one.state for one in evidence.requests if one.source == "comment")),
+        "outcomes": _outcomes(judgement, evidence),
         **{name: len(items) for name, items in judgement.findings.items()},
         "findings": judgement.findings,
         "verify": result.verified,
@@ -91,6 +91,12 @@ def as_text(result: Result, failures: list[str]) -> str:
         lines += [f"{name}: {sentence}" for sentence in sentences[:SENTENCES_MAX]]
     lines += ["", "FAILED: " + "; ".join(failures) if failures else "ok"]
     return "\n".join(lines)
+
+
+def _outcomes(judgement: Judgement, evidence: Evidence) -> dict[str, int]:
+    """Of the commands; who has no request was refused at receipt, or is lost, which the judge says."""
+    states = Counter(one.state for one in evidence.requests if one.source == "comment")
+    return {**states, "refused at receipt": judgement.accepted - states.total()}
 
 
 def _steps(evidence: Evidence) -> Counter[str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from tests.chaos.check import judge
+from tests.chaos.check import interrupted, judge
 from tests.chaos.records import (
     Act,
     Deed,
@@ -265,6 +265,7 @@ def test_an_interrupted_revision_that_was_recovered_is_history() -> None:
     evidence = good()
     evidence.revisions.append(replace(evidence.revisions_seen[1]))
     assert judge(evidence).stuck == []
+    assert interrupted(evidence) == 1
 
 
 def test_a_slow_recovery_fails_the_run() -> None:
