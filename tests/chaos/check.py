@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from statistics import median
 
-from tests.chaos.records import Act, Deed, Evidence, LedgerRow, PullKey, Remark, RequestRow
+from tests.chaos.records import Act, Deed, Evidence, LedgerRow, PullKey, Remark, RequestRow, Revision
 
 OPEN_STATES = ("waiting", "claimed")
 READY = ("Preview ready", "Preview already exists")
 REFUSED = "Preview not started"
-ENDED = (*READY, REFUSED, "Superseded", "Preview failed", "Preview given up")
+GIVEN_UP = "Preview given up"
+ENDED = (*READY, REFUSED, "Superseded", "Preview failed", GIVEN_UP)
 HELD_SHARE_MIN = 0.6
 RECOVERY_LEASES_MAX = 2
 
@@ -164,10 +165,25 @@ def _doubled_revisions(evidence: Evidence) -> Iterator[str]:
 
 
 def stuck(evidence: Evidence) -> Iterator[str]:
-    """A release that an interrupted Helm left."""
-    for one in evidence.revisions:
-        if one.status.startswith("pending-") or one.status == "uninstalling":
+    """A release that an interrupted Helm left: its newest revision says what it is; older ones are history, and hinder nobody."""
+    newest = {one.namespace: one for one in sorted(evidence.revisions, key=lambda one: one.number)}
+    for one in newest.values():
+        if _is_interrupted(one):
             yield f"{one.namespace}: revision {one.number} is {one.status}"
+
+
+def interrupted(evidence: Evidence) -> int:
+    """How many revisions Helm did not finish, in the whole run: what was recovered, if nothing is stuck."""
+    return sum(one.status.startswith("pending-") for one in evidence.revisions_seen)
+
+
+def given_up(remarks: Iterable[Remark]) -> set[int]:
+    """Commands whose attempts were spent."""
+    return {remark.answers for remark in remarks if GIVEN_UP in remark.text}
+
+
+def _is_interrupted(revision: Revision) -> bool:
+    return revision.status.startswith("pending-") or revision.status == "uninstalling"
 
 
 def wrong_ready(evidence: Evidence) -> Iterator[str]:

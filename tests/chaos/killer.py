@@ -136,7 +136,7 @@ class Killer:
         else:
             with suppress(ProcessLookupError):
                 os.kill(deployer, signal.SIGKILL)
-        rows = [row for row in await self._observer.store.claims() if row.holder_pid == deployer and row.until > row.now]
+        rows = [row for row in await self._observer.store.claims() if row.holder_pid == deployer and row.is_held]
         held = tuple(
             Held(row.pull, row.token, steps.get(row.token, Step.GRANTED)) for row in rows if row.granted_at <= at or row.token in steps
         )

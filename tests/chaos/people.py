@@ -69,9 +69,13 @@ class People:
         if deed == "command and close":
             await self._close(key)
 
-    def pull(self, key: PullKey) -> Pull:
-        """As the local GitHub's client wants it."""
-        return self._pulls[key]
+    async def ask_again(self, given_up: set[int]) -> int:
+        """Whoever reads that the newest command was given up writes it once more, as the comment says; returns how many did."""
+        newest = {act.pull: act for act in self.acts if act.deed is Deed.COMMAND}
+        keys = [key for key, act in newest.items() if act.comment_id in given_up and key in self._open]
+        for key in keys:
+            await self._command(key)
+        return len(keys)
 
     @property
     def keys(self) -> list[PullKey]:

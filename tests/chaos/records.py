@@ -155,5 +155,7 @@ class Evidence:
     ready_seen: list[ReadySeen] = field(default_factory=list)
     leases_seen: list[LeaseSeen] = field(default_factory=list)
     hits: list[Hit] = field(default_factory=list)
+    asked_again: int = 0
+    """Commands that were given up, and written once more when all was quiet."""
     faults: dict[str, int] = field(default_factory=dict)
     """GitHub's faults by kind."""

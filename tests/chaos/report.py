@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from tests.chaos.check import Judgement
+from tests.chaos.check import Judgement, interrupted
 from tests.chaos.records import Evidence
 from tests.chaos.steps import Step
 
@@ -43,10 +43,12 @@ def as_json(result: Result, failures: list[str]) -> dict[str, Any]:
         "pull_requests": len({act.pull for act in evidence.acts}),
         "deeds": dict(Counter(str(act.deed) for act in evidence.acts)),
         "accepted": judgement.accepted,
-        "outcomes": dict(Counter(one.state for one in evidence.requests if one.source == "comment")),
+        "outcomes": _outcomes(judgement, evidence),
         **{name: len(items) for name, items in judgement.findings.items()},
         "findings": judgement.findings,
         "verify": result.verified,
+        "interrupted_revisions": interrupted(evidence),
+        "asked_again": evidence.asked_again,
         "kills": judgement.hits,
         "kills_of_a_claims_holder": judgement.hits_on_claims,
         "kills_by_kind": dict(Counter(hit.kind for hit in evidence.hits)),
@@ -71,6 +73,7 @@ def as_text(result: Result, failures: list[str]) -> str:
         f"seed {shown['seed']}, {shown['seconds']:.0f} s, load {_load(result.load[0])} before, {_load(result.load[1])} after",
         f"{shown['pull_requests']} pull requests; {_counts(shown['deeds'])}",
         f"commands accepted {shown['accepted']}: {_counts(shown['outcomes'])}",
+        f"revisions that Helm did not finish {shown['interrupted_revisions']}; commands given up and written again {shown['asked_again']}",
         "",
         *_table("kills", shown["kills_by_kind"]),
         f"  {shown['kills_of_a_claims_holder']} of {shown['kills']} ({result.judgement.held_share:.0%}) hit the holder of a claim",
@@ -88,6 +91,12 @@ def as_text(result: Result, failures: list[str]) -> str:
         lines += [f"{name}: {sentence}" for sentence in sentences[:SENTENCES_MAX]]
     lines += ["", "FAILED: " + "; ".join(failures) if failures else "ok"]
     return "\n".join(lines)
+
+
+def _outcomes(judgement: Judgement, evidence: Evidence) -> dict[str, int]:
+    """Of the commands; who has no request was refused at receipt, or is lost, which the judge says."""
+    states = Counter(one.state for one in evidence.requests if one.source == "comment")
+    return {**states, "refused at receipt": judgement.accepted - states.total()}
 
 
 def _steps(evidence: Evidence) -> Counter[str]:

@@ -75,7 +75,7 @@ class Observer:
         now = asyncio.get_running_loop().time()
         if any(row.began_at is not None for row in rows):
             self._helms.look(deployers, now)
-        return [(row, self._step(row, now)) for row in rows if row.holder_pid in deployers and row.until > row.now]
+        return [(row, self._step(row, now)) for row in rows if row.holder_pid in deployers and row.is_held]
 
     def _step(self, row: ClaimRow, now: float) -> Step:
         namespace = self.cluster.namespaces.get(row.pull)

@@ -18,7 +18,7 @@ OUTAGES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
 
 _CLAIMS = """
 SELECT p.repository_id, p.pr_number, p.token, p.holder, r.action, r.attempts, g.at AS granted_at, b.at AS began_at,
-       greatest(p.lease_until, p.helm_deadline) AS until, clock_timestamp() AS now
+       greatest(p.lease_until, p.helm_deadline) AS until, p.lease_until > clock_timestamp() AS is_held, clock_timestamp() AS now
   FROM preview p JOIN request r ON r.id = p.holder_request
   LEFT JOIN ledger g ON g.request_id = r.id AND g.token = p.token AND g.event = 'granted'
   LEFT JOIN ledger b ON b.request_id = r.id AND b.token = p.token AND b.event = 'began'
@@ -53,6 +53,9 @@ class ClaimRow:
     granted_at: datetime
     began_at: datetime | None
     until: datetime
+    """Nobody else may have it before."""
+    is_held: bool
+    """Its lease has not run out: one that went on after a long stop has lost it, though its Helm's deadline still protects it."""
     now: datetime
 
     @property
@@ -81,6 +84,7 @@ class StoreView:
                 granted_at=row["granted_at"],
                 began_at=row["began_at"],
                 until=row["until"],
+                is_held=row["is_held"],
                 now=row["now"],
             )
             for row in await self._rows(_CLAIMS)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from tests.chaos.check import given_up
 from tests.chaos.cluster import ClusterView
 from tests.chaos.conversations import Conversations, listen
 from tests.chaos.killer import Killer
@@ -61,8 +62,12 @@ class Storm:
             await killer.end_pauses()
             say("the faults are over; waiting until all is quiet")
             await self._quiet(people, conversations)
+            asked_again = await people.ask_again(given_up(await conversations.remarks()))
+            if asked_again:
+                await self._quiet(people, conversations)
             evidence = await self._collect(people, conversations)
         evidence.hits, evidence.faults = killer.hits, dict(troubles.made)
+        evidence.asked_again = asked_again
         evidence.leases_seen = list(observer.leases.values())
         return evidence
 

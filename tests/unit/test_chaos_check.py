@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from tests.chaos.check import judge
+from tests.chaos.check import interrupted, judge
 from tests.chaos.records import (
     Act,
     Deed,
@@ -259,6 +259,13 @@ def test_a_newer_command_excuses_another_commit_and_a_close_excuses_a_refusal() 
     evidence.ready_seen[0] = replace(evidence.ready_seen[0], served=NEW, acts=4)
     evidence.remarks[1] = replace(evidence.remarks[1], text="**Preview not started**: the pull request was closed meanwhile.")
     assert not any(judge(evidence).findings.values())
+
+
+def test_an_interrupted_revision_that_was_recovered_is_history() -> None:
+    evidence = good()
+    evidence.revisions.append(replace(evidence.revisions_seen[1]))
+    assert judge(evidence).stuck == []
+    assert interrupted(evidence) == 1
 
 
 def test_a_slow_recovery_fails_the_run() -> None:

@@ -57,6 +57,20 @@ def test_a_process_that_dies_is_started_again(supervisor: Supervisor, tmp_path: 
     assert changes[-1] == supervisor.pids()
 
 
+def test_the_wait_before_a_restart_need_not_grow(tmp_path: Path) -> None:
+    said: list[str] = []
+    supervisor = Supervisor(tmp_path / "logs", said.append, backoff_seconds=(0.01,))
+    try:
+        supervisor.start(service("worker", SLEEPS, folder=tmp_path))
+        for _ in range(3):
+            (before,) = supervisor.pids()["worker"]
+            os.kill(before, signal.SIGKILL)
+            tick_until(supervisor, lambda before=before: supervisor.pids()["worker"] not in ([], [before]))  # type: ignore[misc]
+    finally:
+        supervisor.stop()
+    assert [text.partition("starting again in ")[2] for text in said if "starting again" in text] == ["0.01 s"] * 3
+
+
 def test_two_of_one_role_share_its_name(supervisor: Supervisor, tmp_path: Path) -> None:
     supervisor.start(service("worker", SLEEPS, folder=tmp_path), service("worker-2", SLEEPS, folder=tmp_path))
     assert len(set(supervisor.pids()["worker"])) == 2
