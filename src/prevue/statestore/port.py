@@ -139,6 +139,8 @@ class OutboxItem(msgspec.Struct, frozen=True, kw_only=True):
     """The comment that was written last time; 0 if none is known."""
     is_verify: bool
     """True: the text was sent; look once more that exactly one comment stands there with the newest text."""
+    verify_at: datetime | None
+    """As it was read: a verify ends only this one, never one that was armed since."""
 
 
 class Outbox(Protocol):
@@ -222,7 +224,7 @@ class JanitorStore(Protocol):
         ...
 
     async def verify_again(self, key: PreviewKey, source: Source, source_id: str, *, written_at: datetime) -> None:
-        """Its status comment was written at `written_at`, by GitHub's clock: a row that was verified, but not since then, is once more."""
+        """Its status comment was written before `written_at`: unless a verify ended since then, one follows, also where one runs now."""
         ...
 
 

@@ -20,8 +20,9 @@ from prevue.statestore.port import JanitorStore
 
 log = structlog.get_logger(__name__)
 
-WHOLE_SECOND = timedelta(seconds=1)
-"""GitHub cuts its times: a comment of 10:00:00 may have been written any moment before 10:00:01."""
+CLOCKS_APART_MAX = timedelta(seconds=30)
+"""GitHub's clock and the database's differ by less than this, GitHub's whole seconds included. A verify that ended later than so long
+after a comment was written has seen it; the ordinary one does (`verify_after_seconds`)."""
 LOOKED_AT_MAX = 10_000
 
 
@@ -48,7 +49,7 @@ class OwnComments:
         if key != (self._github_host, repository.id, comment.pr_number):
             return
         if await self._store.is_registered(key, source, source_id):
-            await self._store.verify_again(key, source, source_id, written_at=comment.updated_at + WHOLE_SECOND)
+            await self._store.verify_again(key, source, source_id, written_at=comment.updated_at + CLOCKS_APART_MAX)
         elif marker := refused_marker(comment.body):
             await self._leave_one(repository, comment.pr_number, marker)
         self._looked_at[known] = None

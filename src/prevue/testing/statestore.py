@@ -202,7 +202,7 @@ class FakeStateStore(FakeReader, FakeSweep):
         if row is None:
             return
         if item.is_verify:
-            if row.version == item.version == row.sent_version and row.verify_at is not None:
+            if row.version == item.version == row.sent_version and row.verify_at is not None and row.verify_at == item.verify_at:
                 row.verify_at, row.comment_id, row.attempts, row.error = None, comment_id, 0, ""
                 self._told(item, VERIFIED, comment_id, now)
         elif row.sent_version < item.version:
@@ -377,6 +377,7 @@ class FakeStateStore(FakeReader, FakeSweep):
             version=row.version,
             known_comment_id=row.comment_id,
             is_verify=is_verify(row),
+            verify_at=row.verify_at,
         )
 
 

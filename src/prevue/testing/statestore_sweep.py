@@ -64,8 +64,8 @@ class FakeSweep(FakeStore):
             if (row.message.effective_source, row.message.effective_source_id) != (source, source_id) or box is None:
                 continue
             is_seen = any(one.request_id == row.id and one.event == VERIFIED and one.at >= written_at for one in self.disk.ledger)
-            if is_verify(box) and box.verify_at is None and not is_seen:
-                box.verify_at = now
+            if is_verify(box) and not is_seen:
+                box.verify_at = max(box.verify_at or now, now)
 
     async def acquire_lease(self, name: str, *, holder: str, seconds: float) -> bool:
         """Take or extend."""

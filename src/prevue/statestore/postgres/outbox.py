@@ -82,7 +82,8 @@ class PostgresOutbox(PostgresSweep):
         values: dict[str, Any] = {"comment_id": comment_id, "attempts": 0, "error": ""}
         statement = update(outbox).where(_row(item))
         if item.is_verify:
-            statement = statement.where(outbox.c.version == item.version, _IS_TO_VERIFY).values(**values, verify_at=None)
+            statement = statement.where(outbox.c.version == item.version, outbox.c.verify_at == item.verify_at)
+            statement = statement.where(_IS_TO_VERIFY).values(**values, verify_at=None)
         else:
             verify_at = NOW + timedelta(seconds=self._limits.verify_after_seconds)
             statement = statement.where(outbox.c.sent_version < item.version)
@@ -149,7 +150,7 @@ def _items(conditions: list[ColumnElement[bool]], order: list[ColumnElement[Any]
     """The first `limit` rows in that order; only these are joined with their preview and the request that is desired there."""
     place = func.row_number().over(order_by=order).label("place")
     chosen = (
-        select(outbox.c.request_id, outbox.c.kind, outbox.c.version, outbox.c.comment_id, place)
+        select(outbox.c.request_id, outbox.c.kind, outbox.c.version, outbox.c.comment_id, outbox.c.verify_at, place)
         .join(request, request.c.id == outbox.c.request_id)
         .where(*conditions)
         .order_by(*order)
@@ -161,6 +162,7 @@ def _items(conditions: list[ColumnElement[bool]], order: list[ColumnElement[Any]
             chosen.c.kind,
             chosen.c.version,
             chosen.c.comment_id.label("known_comment_id"),
+            chosen.c.verify_at,
             request.c.id,
             request.c.message,
             request.c.state,
@@ -206,5 +208,10 @@ def _item(row: Any, *, is_verify: bool) -> OutboxItem:
         superseded_by_sha=(row["desired_sha"] or "") if is_superseded else "",
     )
     return OutboxItem(
-        notice=notice, kind=row["kind"], version=row["version"], known_comment_id=row["known_comment_id"], is_verify=is_verify
+        notice=notice,
+        kind=row["kind"],
+        version=row["version"],
+        known_comment_id=row["known_comment_id"],
+        is_verify=is_verify,
+        verify_at=row["verify_at"],
     )

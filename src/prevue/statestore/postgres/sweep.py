@@ -61,13 +61,13 @@ class PostgresSweep:
             return bool(await connection.scalar(select(exists().where(_is(key, source, source_id)))))
 
     async def verify_again(self, key: PreviewKey, source: Source, source_id: str, *, written_at: datetime) -> None:
-        """One statement; the ledger says when it was verified last."""
+        """One statement; the ledger says when it was verified last. A time that has come moves: the verify that read it does not end it."""
         seen = exists().where(ledger.c.request_id == outbox.c.request_id, ledger.c.event == VERIFIED, ledger.c.at >= written_at)
         statement = (
             update(outbox)
             .where(_is(key, source, source_id), outbox.c.request_id == request.c.id, outbox.c.kind == STATUS)
-            .where(outbox.c.sent_version >= outbox.c.version, outbox.c.verify_at.is_(None), ~seen)
-            .values(verify_at=NOW)
+            .where(outbox.c.sent_version >= outbox.c.version, ~seen)
+            .values(verify_at=func.greatest(outbox.c.verify_at, NOW))
         )
         async with self._database.statement() as connection:
             await connection.execute(statement)

@@ -101,6 +101,10 @@ class SweepContract:
                     await harness.let_time_pass(LIMITS.verify_after_seconds + 1)
             [item] = await due_items(store)
             assert item.is_verify
+            await store.verify_again(claim.key, Source.COMMENT, "1", written_at=FAR)
+            await store.sent(item, comment_id=7)  # it may have looked before the late write: it ends what it read and no more
+            [item] = await due_items(store)
+            assert item.is_verify
             await store.sent(item, comment_id=7)
             for source_id, written_at in (("1", LONG_AGO), ("2", FAR)):
                 await store.verify_again(claim.key, Source.COMMENT, source_id, written_at=written_at)
