@@ -151,7 +151,7 @@ def closed_not_read() -> list[Any]:
 @bug(
     "what is live is answered before GitHub is read",
     breaks=("closed_pull_request_leaves_nothing",),
-    settings=world_of("github_stale_read_app", "webhook_delay", "queue_delay", has_sweeper_rules=False, boost=4.0),
+    settings=world_of("github_stale_read_app", "webhook_delay", "queue_delay", has_sweeper_rules=False, boost=4.0, crowded=True),
 )
 def live_before_github() -> list[Any]:
     original = Pipeline._deploy

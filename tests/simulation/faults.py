@@ -82,6 +82,8 @@ NEEDS_POLICY = frozenset({"pause_deployer_and_helm", "helm_late_write"})
 """A paused machine and writes under way: without the admission policy the protocol does not cover them (section 8)."""
 
 OUTAGES = ("github", "store", "queue", "cluster")
+EVERY_KIND_SEEDS = 1000
+"""So many seeds see every kind: from there on one that never fired fails the run."""
 FIRED_MAX = 60
 """A seed in which everything fails all the time explores little."""
 

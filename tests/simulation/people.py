@@ -76,7 +76,7 @@ class People:
         pace = random.choice((1.0, 4.0, 12.0))
         for turn in range(random.randint(10, 18)):
             await asyncio.sleep(0.0 if random.random() < 0.2 else random.expovariate(1 / pace))
-            pull = random.choice(self.pulls[:1] if random.random() < 0.4 else self.pulls)
+            pull = random.choice(self.pulls[:1] if random.random() < 0.4 or self._world.settings.crowded else self.pulls)
             self._act_once(pull, 0.0 if turn == 0 else random.random())
             self.actions += 1
 

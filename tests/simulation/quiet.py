@@ -85,8 +85,10 @@ def _left_for_the_sweeper(world: World) -> str:
         row = world.store.previews.get(key)
         if row is None:
             continue
-        if not pull.opened[-1][1] and (row.state is not PreviewState.DESTROYED or world.cluster.find(row.namespace) is not None):
+        if not pull.opened[-1][1] and row.state is not PreviewState.DESTROYED:
             return f"{pull.repo}#{pull.number} is closed, and {row.namespace} stands"
+        if row.state is PreviewState.DESTROYED and world.cluster.find(row.namespace) is not None:
+            return f"{row.namespace} stands, its preview is destroyed: closed or expired"
         if row.expires_at is not None and row.state is not PreviewState.DESTROYED:
             return f"{row.namespace} is going to expire"
     return ""

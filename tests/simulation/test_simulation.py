@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.simulation.faults import EVERY_KIND_SEEDS, RATES
 
 SEEDS = int(os.environ.get("SIMULATION_SEEDS", "3000"))
 SELF_TEST = (
@@ -56,9 +57,8 @@ def test_no_seed_breaks_a_promise_and_every_fault_fires(repository_root: Path) -
     assert told["violations"] == []
     assert told["seeds"] == SEEDS
     assert sum(told["fired"].values()) / SEEDS >= 5
-    from tests.simulation.faults import RATES
-
-    assert [kind for kind in RATES if kind not in told["fired"]] == []
+    # The rare kinds need some hundred seeds.
+    assert SEEDS < EVERY_KIND_SEEDS or [kind for kind in RATES if kind not in told["fired"]] == []
 
 
 @pytest.mark.timeout(600)

@@ -146,6 +146,8 @@ class Settings:
     """How many times more often each fault happens than elsewhere: for a world of few kinds."""
     pushes_before_commands: bool = False
     """Every command is about a commit of its own: none finds its preview there already."""
+    crowded: bool = False
+    """Everybody acts on the first pull request."""
     fence_lag_seconds: float | None = None
     """How far the policy's cache lags; None: the seed draws it."""
     keep_trace: bool = False

@@ -196,6 +196,25 @@ async def test_sweep_superseded_by_a_command_that_came_meanwhile(world: World, d
     assert world.store.previews[message.key].state is PreviewState.READY
 
 
+async def test_namespace_whose_sweep_was_superseded_is_asked_for_again(world: World, deployer: FakeDeployer, clock: FakeClock) -> None:
+    """A command that was read as if the pull request were open supersedes the sweep, and dies: the same namespace stands on."""
+    message = await deployed(world, deployer)
+    close = world.close(message.pr_number)
+    now = world.clock.now()
+    world.store.requests[99] = RequestRow(99, close, now, now, state=RequestState.SUPERSEDED)
+    assert await deployer.rule("orphans") == 1
+    clock.advance(2)
+    late = world.command(message.pr_number)
+    world.store.requests[98] = RequestRow(98, late, now, now, attempts=1000)
+    await deployer.worker.handle(late)
+    assert world.state(late) is RequestState.DEAD
+    (sweep,) = await carry_out(world, deployer)
+    assert world.state(sweep) is RequestState.SUPERSEDED
+    assert await deployer.rule("orphans") == 1
+    await carry_out(world, deployer)
+    assert world.cluster.namespaces == {}
+
+
 # -- rule 5: expiry --------------------------------------------------------------------------------------------------------------------
 
 
