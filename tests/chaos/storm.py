@@ -25,9 +25,9 @@ from prevue.local.client import LocalGitHub
 
 LEASE_SECONDS = 30.0
 """Production's default, which the stack keeps."""
-KILL_SECONDS = 3.5
+KILL_SECONDS = 3.2
 WRITE_SECONDS = 5.0
-STORM_SECONDS_MAX = 840.0
+STORM_SECONDS_MAX = 930.0
 """The kills must come within this time, else the run has too few, and fails."""
 QUIET_SECONDS_MAX = 240.0
 """Leases, deadlines, backoff, the sweeper's turns and the outbox's verify pass, one after another."""
