@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from prevue.local.postgres import EmbeddedPostgres, prepare
 from prevue.migrations import migrate
@@ -31,6 +32,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "postgres" in getattr(item, "fixturenames", ()):
             item.add_marker("postgres")
+
+
+@pytest.fixture(autouse=True)
+def logs_are_nobodys() -> Iterator[None]:
+    """What a test set up for logs ends with it."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

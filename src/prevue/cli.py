@@ -264,7 +264,7 @@ def doctor(*, process: Literal["all", "github-app", "deployer"] = "all", json: J
     process
         Only what this process needs.
     """
-    loaded = load(common.config)
+    loaded = _printing(common)
     return asyncio.run(_doctor(loaded, ("github-app", "deployer") if process == "all" else (process,), json=json))
 
 
@@ -418,9 +418,17 @@ for group in (previews, dead_letters, config, dev):
     app.command(group)
 
 
+def _printing(common: Common) -> Loaded:
+    """Settings for a command whose output is for people or programs: what backends log goes elsewhere."""
+    from prevue.telemetry import log_beside_output
+
+    log_beside_output()
+    return load(common.config)
+
+
 def _checked(common: Common, process: Process) -> Loaded:
     """Settings that `process` can start with; warnings go to standard error."""
-    loaded = load(common.config)
+    loaded = _printing(common)
     for text in check(loaded.settings, process=process, places=loaded.places):
         console.print_error(f"warning: {text}")
     return loaded

@@ -87,6 +87,20 @@ class _LibraryHandler(logging.Handler):
             self.handleError(record)
 
 
+def log_beside_output() -> None:
+    """For commands that print: what a backend warns of goes to standard error, as a line for people, so that `--json` stays JSON."""
+    structlog.configure(
+        processors=[structlog.stdlib.add_log_level, _render_plain],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+    )
+
+
+def _render_plain(_logger: object, _method: str, event: EventDict) -> str:
+    level, text = event.pop("level"), event.pop("event")
+    return mask_secrets(" ".join([f"prevue: {level}: {text}", *(f"{name}={value}" for name, value in event.items())]))
+
+
 def configure_logging(settings: LogSettings, *, file: BinaryIO | None = None) -> None:
     """Set up structlog and Python's logging for this process, once, before anything logs; `file` instead of standard error.
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import structlog
 
 from prevue import cli
 from prevue.config import Settings
@@ -185,6 +186,22 @@ def test_previews_as_json_have_exactly_the_promised_fields(capsys: pytest.Captur
     assert rows[1] == READY
     code, out, err = run(capsys, "previews", "show", "acme/hello", "1", "--json")
     assert (code, json.loads(out), err) == (0, READY, "")
+
+
+def test_what_a_backend_logs_is_not_in_the_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    @asynccontextmanager
+    async def opened(_settings: Settings) -> AsyncIterator[PreviewReader]:
+        structlog.get_logger("prevue.postgres").warning("statestore_unavailable", error="gone, postgresql://u:hunter2-secret@h/d")
+        structlog.get_logger("prevue.postgres").info("connected")
+        yield FakeStateStore()
+
+    monkeypatch.setattr(operator, "open_reader", opened)
+    monkeypatch.setenv("PREVUE_STATESTORE__URL", "postgresql://h/d")
+    code, out, err = run(capsys, "previews", "list", "--json")
+    assert (code, json.loads(out)) == (0, [])
+    assert err.startswith("prevue: warning: statestore_unavailable error=gone, ")
+    assert "hunter2" not in err
+    assert "connected" not in err
 
 
 @pytest.mark.usefixtures("store")
