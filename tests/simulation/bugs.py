@@ -14,7 +14,7 @@ from unittest.mock import patch
 import msgspec
 from tests.simulation import bugs_claim, bugs_sweeper
 from tests.simulation.planting import BUGS, Bug, bug, planted, world_of
-from tests.simulation.world import Numbers, Settings
+from tests.simulation.world import UNREACHABLE_SECONDS, Numbers, Settings
 
 __all__ = ["BUGS", "Bug", "bugs_claim", "bugs_sweeper", "planted"]
 
@@ -307,8 +307,8 @@ def no_heal() -> list[Any]:
     return [patch.object(GitHubClient, "delete_comment", delete_comment)]
 
 
-async def unseen(_self: Any, *_: Any) -> None:
-    """The comment scan's look at our own comments, which mends the same."""
+async def unseen(_self: Any, *_: Any, **__: Any) -> None:
+    """What the comment scan does about our own comments, which mends the same."""
     await asyncio.sleep(0)
 
 
@@ -320,7 +320,7 @@ def no_verify() -> list[Any]:
         await original(self, item, comment_id=comment_id)
         self.disk.outbox[item.notice.request_id, item.kind].verify_at = None
 
-    return [patch.object(FakeStateStore, "sent", sent), patch.object(OwnComments, "look", unseen)]
+    return [patch.object(FakeStateStore, "sent", sent), patch.object(FakeStateStore, "verify_again", unseen)]
 
 
 @bug("a comment is POSTed without looking for one that is there", breaks=("one_status_comment_per_command", "redelivery_changes_nothing"))
@@ -343,7 +343,7 @@ def app_patches() -> list[Any]:
             return True
         return await original(self, installation_id, repo, number, marker, body, delivery_id)
 
-    return [patch.object(Acknowledger, "_post_once", post_once)]
+    return [patch.object(Acknowledger, "_post_once", post_once), patch.object(FakeStateStore, "verify_again", unseen)]
 
 
 @bug(
@@ -357,7 +357,7 @@ def writes_late() -> list[Any]:
     async def write(self: Any, item: Any, _write_until: float) -> Any:
         return await original(self, item, float("inf"))
 
-    return [patch.object(OutboxDrainer, "_write", write), patch.object(OwnComments, "look", unseen)]
+    return [patch.object(OutboxDrainer, "_write", write), patch.object(FakeStateStore, "verify_again", unseen)]
 
 
 @bug(
@@ -369,14 +369,19 @@ def refusals_left() -> list[Any]:
     return [patch.object(OwnComments, "_leave_one", unseen)]
 
 
-@bug("an outbox row that GitHub refused for good is forgotten", breaks=("nothing_ends_without_a_word",))
+@bug(
+    "an outbox row that GitHub refused for good is forgotten",
+    settings=world_of("github_403", "github_422", boost=8.0),
+    breaks=("nothing_ends_without_a_word",),
+)
 def outbox_gives_up() -> list[Any]:
     original = OutboxDrainer._postpone
 
     async def postpone(self: Any, item: Any, delay: float, exc: Any) -> None:
-        await original(self, item, delay, exc)
-        if delay >= 60:
+        if delay >= UNREACHABLE_SECONDS:
             await self._outbox.sent(item, comment_id=0)
+        else:
+            await original(self, item, delay, exc)
 
     return [patch.object(OutboxDrainer, "_postpone", postpone)]
 

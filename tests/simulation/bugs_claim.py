@@ -269,7 +269,7 @@ def close_without_rank() -> list[Any]:
 
 @bug(
     "`already deployed` is a verdict of the claim: it raises nothing and does not read GitHub (A2)",
-    settings=world_of("queue_delay", "queue_reorder", "webhook_delay"),
+    settings=world_of("queue_delay", "queue_reorder", "webhook_delay", numbers=Numbers()),
     breaks=("newest_wins",),
 )
 def already_at_claim() -> list[Any]:

@@ -141,7 +141,8 @@ class SimulatedLoop(_Loop):
         self.steps = 0
         self.after_step: Callable[[], None] = lambda: None
         self.errors: list[dict[str, Any]] = []
-        self._timers: list[tuple[float, int, Call]] = []
+        self._timers: list[tuple[float, int, Call | asyncio.Future[None]]] = []
+        """Callbacks, and sleeps that are to end."""
         self._sequence = 0
         self._now = 0.0
         self._told = (0.0, START)
@@ -183,6 +184,13 @@ class SimulatedLoop(_Loop):
         self._sequence += 1
         heapq.heappush(self._timers, (when, self._sequence, call))
         return call
+
+    def sleep(self, seconds: float) -> asyncio.Future[None]:
+        """`asyncio.sleep` without a handle and its context: half of all that a seed does is to sleep."""
+        future: asyncio.Future[None] = asyncio.Future(loop=self)
+        self._sequence += 1
+        heapq.heappush(self._timers, (self._now + seconds, self._sequence, future))
+        return future
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)
@@ -264,18 +272,21 @@ class SimulatedLoop(_Loop):
 
         A sleep that is over needs no turn of its own, only its task does: half of all turns would be that.
         """
-        timers = self._timers
-        while timers and timers[0][2].is_cancelled:
-            heapq.heappop(timers)
+        timers, pop = self._timers, heapq.heappop
+        while timers and timers[0][2].cancelled():
+            pop(timers)
         if not timers:
             raise RuntimeError("the simulated world stands still: nothing is ready and no timer is set")
         now = self._now = max(self._now, timers[0][0])
         while timers and timers[0][0] <= now:
-            call = heapq.heappop(timers)[2]
-            if call.callback is not _end_of_sleep:
-                self.ready.append(call)
-            elif not call.is_cancelled:
-                call.callback(*call.args)
+            due = pop(timers)[2]
+            if not isinstance(due, Call):
+                if not due.done():
+                    due.set_result(None)
+            elif due.callback is not _end_of_sleep:
+                self.ready.append(due)
+            elif not due.is_cancelled:
+                due.callback(*due.args)
 
     def close(self) -> None:
         """Whatever still hangs on this loop does nothing from now on."""

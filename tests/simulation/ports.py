@@ -62,9 +62,9 @@ class GitHubWire:
         """One request; the fake answers as it stands when the request arrives."""
         world, faults = self._world, self._world.faults
         world.opportunity(self._process)
-        await asyncio.sleep(world.random.uniform(0.01, 0.12))
+        await world.loop.sleep(world.random.uniform(0.01, 0.12))
         if faults.is_out("github") or faults.draw("github_no_answer"):
-            await asyncio.sleep(world.random.uniform(0.1, 11))
+            await world.loop.sleep(world.random.uniform(0.1, 11))
             raise httpx2.ConnectError("the simulated network broke the connection")
         path, _, query = url.removeprefix("https://api.github.com").partition("?")
         for kind, status in (("401", 401), ("403", 403), ("422", 422), ("429", 429), ("5xx", world.random.choice((500, 502, 503)))):
@@ -82,7 +82,7 @@ class GitHubWire:
                 world.loop.call_later(world.random.uniform(0, 20 - seconds), self._handle, request)
                 raise
         answer = self._handle(request)
-        await asyncio.sleep(world.random.uniform(0.01, 0.12))
+        await world.loop.sleep(world.random.uniform(0.01, 0.12))
         if faults.draw("github_lost_answer"):
             raise httpx2.ReadError("the simulated network lost the answer")
         return answer
@@ -127,14 +127,14 @@ class SimulatedStore:
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         world, faults = self._world, self._world.faults
         world.opportunity(self._process)
-        await asyncio.sleep(world.random.uniform(0.001, 0.01))
+        await world.loop.sleep(world.random.uniform(0.001, 0.01))
         if faults.is_out("store") or faults.draw("store_error"):
             world.oracle.excuse(self._process)
             raise StateStoreUnavailable("the simulated statestore did not do it")
         for kind, seconds in (("store_slow", 5.0), ("store_hangs", 40.0)):
             if faults.draw(kind):
                 world.oracle.excuse(self._process)
-                await asyncio.sleep(world.random.uniform(0.5, seconds))
+                await world.loop.sleep(world.random.uniform(0.5, seconds))
         is_done = False
         try:
             result = await getattr(self._store, method)(*args, **kwargs)
@@ -147,7 +147,7 @@ class SimulatedStore:
             world.oracle.excuse(self._process)
             raise StateStoreUnavailable("the simulated statestore did it, and its answer was lost")
         if method not in _READS:
-            await asyncio.sleep(world.random.uniform(0.001, 0.01))
+            await world.loop.sleep(world.random.uniform(0.001, 0.01))
         return result
 
 
@@ -163,11 +163,11 @@ class SimulatedQueue(FakeQueue):
         world, faults = self._world, self._world.faults
         world.opportunity(self._process)
         world.oracle.enqueues(message)
-        await asyncio.sleep(world.random.uniform(0.001, 0.02))
+        await world.loop.sleep(world.random.uniform(0.001, 0.02))
         if faults.is_out("queue") or faults.draw("queue_error"):
             raise QueueUnavailable("the simulated queue did not do it")
         if faults.draw("queue_slow"):
-            await asyncio.sleep(world.random.uniform(1, 6))
+            await world.loop.sleep(world.random.uniform(1, 6))
         result = await super().enqueue(message)
         world.trace(f"enqueue {self._process.name} {message.effective_source}/{message.effective_source_id} {type(result).__name__}")
         if isinstance(result, Enqueued):
@@ -222,13 +222,13 @@ class SimulatedCluster:
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         world, faults = self._world, self._world.faults
         world.opportunity(self._process)
-        await asyncio.sleep(world.random.uniform(0.002, 0.03))
+        await world.loop.sleep(world.random.uniform(0.002, 0.03))
         if faults.is_out("cluster") or faults.draw("cluster_error"):
             raise ClusterUnavailable("the simulated API server did not do it")
         if faults.draw("cluster_429"):
             raise ClusterUnavailable("the simulated API server asks for patience", retry_after=world.random.randint(1, 20))
         if faults.draw("cluster_slow"):
-            await asyncio.sleep(world.random.uniform(0.5, 2 * world.limits.lease_seconds))
+            await world.loop.sleep(world.random.uniform(0.5, 2 * world.limits.lease_seconds))
         if method == "delete_namespace" and faults.draw("namespace_slow_to_go"):
             world.oracle.excuse_namespace(args[0].namespace)
             world.cluster.delete_seconds = world.random.uniform(1, 2 * world.numbers.namespace_gone_seconds)
@@ -257,7 +257,7 @@ class SimulatedProbe:
         self._world.opportunity(self._process)
         if self._world.faults.draw("probe_fails"):
             self._world.cluster.fail_probe("it answered 502", times=1)
-        await asyncio.sleep(self._world.random.uniform(0.01, 0.5))
+        await self._world.loop.sleep(self._world.random.uniform(0.01, 0.5))
         return await self._probe.probe(url, statuses=statuses, timeout_seconds=timeout_seconds)
 
 
@@ -349,7 +349,7 @@ class SimulatedHelm:
     async def _run(self, namespace: str, kubeconfig: str, deadline: float, start: Callable[[FakeHelm], Awaitable[HelmRun]]) -> HelmRun:
         world = self._world
         world.opportunity(self._process)
-        await asyncio.sleep(world.random.uniform(0.01, 0.1))
+        await world.loop.sleep(world.random.uniform(0.01, 0.1))
         child = HelmChild(namespace=namespace, token=world.oracle.token_of(kubeconfig), process=self._process)
         seconds = world.numbers.helm_step_seconds
         if world.faults.draw("helm_slow"):

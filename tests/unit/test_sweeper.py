@@ -597,7 +597,7 @@ async def test_late_write_of_a_dead_drainer_is_mended(world: World, deployer: Fa
     await deployer.rule("comments")
     await deployer.drainer.drain()
     assert [comment.body for comment in world.our_comments(message.pr_number)] == [ready]
-    for _ in range(2):  # GitHub's second of the mending is not over yet: one more look, and then no other
+    for _ in range(2):  # the verify that mended ended within the clocks' margin of its own write: one more, and then no other
         clock.advance(60)
         await deployer.rule("comments")
         await deployer.drainer.drain()
