@@ -14,7 +14,7 @@ from unittest.mock import patch
 import msgspec
 from tests.simulation import bugs_claim, bugs_sweeper
 from tests.simulation.planting import BUGS, Bug, bug, planted, world_of
-from tests.simulation.world import UNREACHABLE_SECONDS, Numbers, Settings
+from tests.simulation.world import UNREACHABLE_SECONDS, Numbers
 
 __all__ = ["BUGS", "Bug", "bugs_claim", "bugs_sweeper", "planted"]
 
@@ -35,6 +35,7 @@ from prevue.statestore.port import Began, Dead
 from prevue.statestore.rules import STATUS, is_told
 from prevue.sweeper.outbox import OutboxDrainer
 from prevue.sweeper.own_comments import OwnComments
+from prevue.sweeper.waiting import WaitingSweeper
 from prevue.testing import queue as queue_fake
 from prevue.testing.cluster import FakeCluster
 from prevue.testing.statestore import FakeStateStore
@@ -178,7 +179,7 @@ def permission_not_read() -> list[Any]:
 
 @bug(
     "the namespace is deleted by its name alone",
-    settings=world_of("pause_deployer", "cluster_slow", "helm_slow"),
+    settings=world_of("pause_deployer", "cluster_slow", "helm_slow", boost=3.0),
     breaks=("one_mutating_worker_per_release",),
 )
 def no_precondition() -> list[Any]:
@@ -432,11 +433,12 @@ def no_authorisation() -> list[Any]:
     return [patch.object(handle, "_refusal", refusal)]
 
 
-@bug(
-    "nobody re-enqueues what nobody holds (sweeper, rule 1)", settings=Settings(sweeper=False), breaks=("accepted_reaches_terminal_state",)
-)
+@bug("nobody re-enqueues what nobody holds (sweeper, rule 1)", breaks=("accepted_reaches_terminal_state",))
 def no_sweeper() -> list[Any]:
-    return []
+    async def run(_self: Any, stop: asyncio.Event) -> None:
+        await stop.wait()
+
+    return [patch.object(WaitingSweeper, "run", run)]
 
 
 @bug("the sweeper looks for waiting requests only, not for expired claims", breaks=("accepted_reaches_terminal_state",))

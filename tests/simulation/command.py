@@ -98,14 +98,17 @@ def _tell(total: Total, seconds: float, processes: int) -> None:
 
 
 def _find_bug(name: str, limit: int = BUG_SEEDS_MAX) -> tuple[str, str, int, str]:
-    """The bug's name, the invariant that it broke and should (empty: none), the seeds that it took, what was seen."""
+    """The bug's name, the invariant that it broke and should (empty: none), the seeds that it took, what was seen.
+
+    A seed that breaks anything without the bug, too, has not found it.
+    """
     others: Counter[str] = Counter()
-    with planted(name) as bug:
-        for seed in range(limit):
+    for seed in range(limit):
+        with planted(name) as bug:
             outcome = run_seed(seed, bug.settings)
-            if outcome.invariant in bug.breaks:
-                return name, outcome.invariant, seed + 1, outcome.text
-            others.update([outcome.invariant] if outcome.invariant else [])
+        if outcome.invariant in bug.breaks and not run_seed(seed, bug.settings).invariant:
+            return name, outcome.invariant, seed + 1, outcome.text
+        others.update([outcome.invariant] if outcome.invariant else [])
     return name, "", limit, f"others: {dict(others)}" if others else ""
 
 

@@ -136,8 +136,6 @@ class Settings:
     deployers: int = 3
     has_sweeper_rules: bool = True
     """Rules 2, 3, 5 and 6; without them failed deliveries are sent again by hand, and what only these rules repair is off."""
-    sweeper: bool = True
-    """Rule 1."""
     only: frozenset[str] | None = None
     """The fault kinds that are on; None: the seed draws them."""
     policy: bool | None = None
@@ -365,8 +363,7 @@ class World:
         side = [asyncio.create_task(deployer.drainer.run(drained), name="outbox"), asyncio.create_task(self._halt(deployer), name="grace")]
         if self.settings.has_sweeper_rules:
             side.append(asyncio.create_task(deployer.rules.run(deployer.stop), name="rules"))
-        if self.settings.sweeper:
-            side.append(asyncio.create_task(deployer.sweeper.run(deployer.stop), name="sweeper"))
+        side.append(asyncio.create_task(deployer.sweeper.run(deployer.stop), name="sweeper"))
         try:
             await deployer.queue.run(deployer.worker.handle, slots=3, stop=deployer.stop)
             drained.set()
