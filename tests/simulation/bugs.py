@@ -179,7 +179,7 @@ def permission_not_read() -> list[Any]:
 
 @bug(
     "the namespace is deleted by its name alone",
-    settings=world_of("pause_deployer", "cluster_slow", "helm_slow", boost=3.0),
+    settings=world_of("pause_deployer", "cluster_slow", "helm_slow"),
     breaks=("one_mutating_worker_per_release",),
 )
 def no_precondition() -> list[Any]:

@@ -26,9 +26,7 @@ _register = FakeStateStore.register_and_claim
 
 # -- the sweeper's rules ----------------------------------------------------------------------------------------------------
 
-LOST = world_of(
-    "webhook_never_sent", "webhook_lost", "pause_deployer", "github_stale_read_worker", "cluster_slow", "crash_deployer", boost=2.0
-)
+LOST = world_of("webhook_never_sent", "webhook_lost", "pause_deployer", "github_stale_read_worker", "cluster_slow", "crash_deployer")
 """What only the sweeper repairs."""
 EXPIRING = world_of("queue_delay", "webhook_delay", boost=4.0, numbers=Numbers(ttl_seconds=15.0))
 REPLAYED = world_of("helm_killed", "queue_delay", boost=8.0, pushes_before_commands=True, numbers=Numbers(attempts_max=1, ttl_seconds=20.0))
