@@ -12,7 +12,7 @@ from prevue.cluster.port import UrlSource
 from prevue.errors import ConfigError
 from prevue.settings import load
 from prevue.settings_check import PROCESSES, QUEUE_SCHEMES, URL_SOURCES, Process, check
-from prevue.wiring.queues import CONSUMERS, ENQUEUERS
+from prevue.wiring.queues import BACKENDS
 
 SECRET = "hunter2-very-secret"
 PKCS8 = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -172,4 +172,4 @@ def test_the_words_of_url_sources_are_the_clusters() -> None:
 
 
 def test_the_accepted_queues_are_those_that_there_are() -> None:
-    assert set(QUEUE_SCHEMES) == set(ENQUEUERS) == set(CONSUMERS)
+    assert set(QUEUE_SCHEMES) == set(BACKENDS)

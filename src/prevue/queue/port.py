@@ -78,3 +78,24 @@ class Consumer(Protocol):
         if the caller cancels, handlers are cancelled and their messages come back. An outage of the queue is waited out, with backoff.
         """
         ...
+
+
+class Depth(msgspec.Struct, frozen=True):
+    """How much waits in a queue: the base for autoscaling. None: this queue cannot say."""
+
+    messages: int | None
+    """Unsettled messages, those that are being worked on included where the queue counts them; an estimate where its vendor gives one."""
+    oldest_seconds: float | None
+    """Age of the oldest unsettled message; 0.0 when there is none."""
+
+
+class Gauge(Protocol):
+    """What `prevue queue depth` and the metrics need of a queue."""
+
+    async def depth(self) -> Depth:
+        """Ask the queue now.
+
+        Raises:
+            QueueUnavailable: it does not answer.
+        """
+        ...

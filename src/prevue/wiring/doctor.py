@@ -68,7 +68,7 @@ def _open_github(settings: Settings) -> AbstractAsyncContextManager[AppProbe]:
 def _open_queue(settings: Settings) -> AbstractAsyncContextManager[Enqueuer]:
     from prevue.wiring.queues import open_enqueuer
 
-    return open_enqueuer(settings.queue.url)
+    return open_enqueuer(settings.queue)
 
 
 async def _check_schema(settings: Settings) -> None:

@@ -58,7 +58,7 @@ async def build(settings: Settings) -> AsyncIterator[ASGIApp]:
         raise ConfigError(f"app.replicas is {app.replicas}; accepted: 1 or more")
     async with AsyncExitStack() as stack:
         github = await stack.enter_async_context(GitHubClient.open(settings.github, clock=clock))
-        enqueuer = await stack.enter_async_context(open_enqueuer(settings.queue.url))
+        enqueuer = await stack.enter_async_context(open_enqueuer(settings.queue))
         budget = Budget(per_minute=app.comments_per_minute, per_hour=app.comments_per_hour, replicas=app.replicas, now=clock.boottime)
         acknowledger = Acknowledger(github, budget)
         stack.push_async_callback(acknowledger.drain, ACKNOWLEDGEMENTS_GRACE_SECONDS)
