@@ -44,7 +44,7 @@ class Ports:
     @classmethod
     def choose(cls, *, deployers: int) -> Ports:
         """Ports that nobody listens on just now."""
-        free = _free_ports(2 + deployers)
+        free = free_ports(2 + deployers)
         return cls(github=free[0], app=free[1], deployers=tuple(free[2:]))
 
     @property
@@ -74,7 +74,7 @@ def postgres(database: EmbeddedPostgres, folder: StackFolder) -> Service:
         command=database.command,
         environ={**database.environment(), MARK: str(folder.root)},
         # Its port answers as soon as it takes connections; while it recovers it refuses them, and clients wait.
-        is_ready=lambda: _listens(database.port),
+        is_ready=lambda: listens(database.port),
         user=(account.uid, account.gid) if account else None,
         folder=database.data,
         niceness=FIRST,
@@ -250,7 +250,8 @@ def _prevue(command: str, config: Path) -> list[str]:
     return [sys.executable, "-m", "prevue", command, "--config", str(config)]
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """So many ports of loopback that nobody listens on just now."""
     held = []
     try:
         for port in random.sample(PORTS, 400):
@@ -269,7 +270,8 @@ def _free_ports(count: int) -> list[int]:
             probe.close()
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Whether somebody takes connections on this port of loopback."""
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex((LOOPBACK, port)) == 0
