@@ -28,7 +28,7 @@ class Done(msgspec.Struct, frozen=True):
 
 
 class RetryAfter(msgspec.Struct, frozen=True):
-    """Deliver again, not before `delay` seconds have passed."""
+    """Deliver again, not before `delay` seconds have passed, or its backend's longest delay where that is less."""
 
     delay: float
 
@@ -97,5 +97,30 @@ class Gauge(Protocol):
 
         Raises:
             QueueUnavailable: it does not answer.
+        """
+        ...
+
+
+class Change(msgspec.Struct, frozen=True):
+    """Where a queue at its vendor is not as Prevue wants it."""
+
+    resource: str
+    setting: str
+    """Empty: the resource itself."""
+    found: str
+    """Empty: it is not there."""
+    wanted: str
+
+
+class Creator(Protocol):
+    """What `prevue queue create` needs of a queue that is made at its vendor."""
+
+    async def create(self, *, slots: int, check: bool) -> list[Change]:
+        """Make what is missing and change what differs; returns that. `check`: change nothing. Twice is harmless.
+
+        `slots`: of all deployers together, where the queue limits how much it hands out at once.
+
+        Raises:
+            QueueUnavailable: the vendor does not answer, or refuses.
         """
         ...

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
+
+from prevue.serving import Server
 
 
 async def serve_health(host: str, port: int, *, stopping: asyncio.Event, until: asyncio.Event) -> None:
@@ -23,17 +23,8 @@ async def serve_health(host: str, port: int, *, stopping: asyncio.Event, until: 
         return PlainTextResponse("stopping", 503) if stopping.is_set() else PlainTextResponse("ok")
 
     app = Starlette(routes=[Route("/healthz", healthz), Route("/readyz", readyz)])
-    server = _Server(uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False, lifespan="off"))
+    server = Server(uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False, lifespan="off"))
     task = asyncio.create_task(server.serve(), name="health-server")
     await until.wait()
     server.should_exit = True
     await task
-
-
-class _Server(uvicorn.Server):
-    """A server that leaves the process's signals to the deployer."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Nothing is captured."""
-        yield
