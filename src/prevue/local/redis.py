@@ -26,15 +26,16 @@ class RedisFailed(PrevueError):
 
 
 class LocalRedis:
-    """One server and its data in `folder`; `program` and its libraries are from `programs.redis_program`."""
+    """One server and its data in `folder`; `program` and its libraries are from `programs.redis_program`, `settings` are more of Redis' own."""
 
-    def __init__(self, folder: Path, program: Path, environ: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, program: Path, environ: Mapping[str, str], *, settings: Mapping[str, str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.folder = folder
         self.password = secrets.token_urlsafe(24)
-        self.port = _free_port()
+        self.port = free_port()
         self._program = program
         self._environ = dict(environ)
+        self._settings = dict(settings or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     def url(self, database: int = 0) -> str:
@@ -53,6 +54,7 @@ class LocalRedis:
             "save": '""',
             "maxmemory-policy": "noeviction",
             "daemonize": "no",
+            **self._settings,
         }
         file = self.folder / "redis.conf"
         file.touch(mode=0o600)
@@ -122,7 +124,8 @@ def environment(libraries: Path | None) -> dict[str, str]:
     return found | ({"LD_LIBRARY_PATH": str(libraries)} if libraries else {})
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody uses now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
