@@ -26,7 +26,7 @@ class RedisFailed(PrevueError):
 
 
 class LocalRedis:
-    """One server and its data in `folder`; `program` and its libraries are from `programs.redis_program`, `settings` are more of Redis' own."""
+    """One server and its data in `folder`; `settings` are more of Redis' own. `programs.redis_program` finds the program."""
 
     def __init__(self, folder: Path, program: Path, environ: Mapping[str, str], *, settings: Mapping[str, str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
