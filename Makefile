@@ -10,8 +10,9 @@ BURST ?=
 PYTEST_ARGS ?=
 SEEDS ?= 20000
 PROCESSES ?= 2
+QUEUE ?= postgresql
 
-.PHONY: help sync demo test check format-check lint types contracts fmt unit bench-burst bench-webhook docs github-description clean simulate simulate-bugs simulate-crashes
+.PHONY: help sync demo test check format-check lint types contracts fmt unit bench-burst bench-webhook bench-scale bench-imports docs github-description clean simulate simulate-bugs simulate-crashes
 
 help: ## Print these targets
 	@printf 'Prevue: a running preview on Kubernetes for every GitHub pull request.\n\n'
@@ -55,6 +56,12 @@ bench-burst: sync ## 50 previews at once beside 50 raw `helm install --wait`
 
 bench-webhook: sync ## Webhooks a second, beside Probot and beside a bare floor
 	@$(RUN) python bench/webhook.py
+
+bench-scale: sync ## 50 requests of 10 s on 1, 2 and 4 deployers: the speed-up; QUEUE=postgresql, redis
+	@$(RUN) python bench/scale.py --queue $(QUEUE)
+
+bench-imports: sync ## What each queue costs the App to import: time and memory
+	@$(RUN) python bench/imports.py
 
 github-description: sync ## Fetch GitHub's published description again and prune it to the paths that Prevue calls
 	@cd tools/github-description && npm install --no-package-lock --ignore-scripts

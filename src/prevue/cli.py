@@ -35,6 +35,7 @@ app = App(
 )
 previews = App(name="previews", help="Show previews.")
 dead_letters = App(name="dead-letters", help="Requests whose attempts are spent: show, replay, drop.")
+queue = App(name="queue", help="The queue between GitHub App and deployers.")
 config = App(name="config", help="Check and show the settings.")
 dev = App(name="dev", help="The whole stack on this machine: PostgreSQL, cluster, GitHub, App and deployer.")
 
@@ -319,6 +320,21 @@ def verify(
     return 0 if report.ok else 1
 
 
+@queue.command(name="depth")
+def queue_depth(*, json: Json = False, common: Common = DEFAULTS) -> None:
+    """How many messages are not settled, and the age of the oldest in seconds; "unknown" where the queue cannot say."""
+    loaded = _checked(common, "queue")
+    from prevue.wiring.queues import depth
+
+    found = asyncio.run(depth(loaded.settings.queue))
+    if json:
+        console.print_json(found)
+        return
+    age = None if found.oldest_seconds is None else round(found.oldest_seconds, 1)
+    facts = (("messages", found.messages), ("oldest_seconds", age))
+    console.print_facts([(name, "unknown" if value is None else str(value)) for name, value in facts])
+
+
 @config.command(name="check")
 def config_check(*, process: Literal["all", "github-app", "deployer"] = "all", common: Common = DEFAULTS) -> None:
     """Check the settings without contacting anything.
@@ -414,7 +430,7 @@ def dev_status(*, debug: Debug = False) -> int:  # noqa: ARG001  `main` looks fo
     return status()
 
 
-for group in (previews, dead_letters, config, dev):
+for group in (previews, dead_letters, queue, config, dev):
     app.command(group)
 
 

@@ -72,8 +72,9 @@ class QueueSettings(Struct, frozen=True, kw_only=True):
     """The queue between github-app and deployer."""
 
     url: str = ""
-    """`postgresql://user:password@host/database` (also `postgres://`; github-app: with a role that may only insert),
-    `cloudtasks://project/location/queue` or `pubsub://project/topic?subscription=name`. Required."""
+    """Which queue, by its scheme: `postgresql://user:password@host/database` (also `postgres://`; github-app: with a role that may only
+    insert), `redis://:password@host:6379/0` (`rediss://` with TLS; needs `prevue[redis]`), `cloudtasks://project/location/queue` or
+    `pubsub://project/topic?subscription=name` (both need `prevue[gcp]`). docs/queues.md helps to choose. Required."""
     cloud_tasks: CloudTasksSettings = CloudTasksSettings()
     """With `cloudtasks://`."""
     pubsub: PubSubSettings = PubSubSettings()
@@ -140,7 +141,7 @@ class DeployerSettings(Struct, frozen=True, kw_only=True):
     health_host: str = "127.0.0.1"
     """Address of the deployer's /healthz and /readyz."""
     health_port: int = 0
-    """Port of the deployer's /healthz and /readyz; 0 = none."""
+    """Port of the deployer's /healthz, /readyz and /metrics; 0 = none."""
 
 
 class SweeperSettings(Struct, frozen=True, kw_only=True):

@@ -17,13 +17,13 @@ from prevue.errors import ConfigError
 from prevue.settings import config_error, laid_over
 from prevue.values import check_template, check_values
 
-Process = Literal["github-app", "deployer", "sweeper", "operator", "render"]
-PROCESSES: tuple[Process, ...] = ("github-app", "deployer", "sweeper", "operator", "render")
-"""`operator`: migrate, previews, dead-letters."""
+Process = Literal["github-app", "deployer", "sweeper", "operator", "queue", "render"]
+PROCESSES: tuple[Process, ...] = ("github-app", "deployer", "sweeper", "operator", "queue", "render")
+"""`operator`: migrate, previews, dead-letters. `queue`: what asks the queue alone."""
 
 URL_SOURCES = ("template", "node_port", "ingress", "load_balancer")
 """`cluster.port.UrlSource`, in words: the App checks settings too, and reaches no cluster code."""
-QUEUE_SCHEMES = ("postgresql", "postgres")
+QUEUE_SCHEMES = ("postgresql", "postgres", "redis", "rediss", "cloudtasks", "pubsub")
 STATESTORE_SCHEMES = ("postgresql", "postgres")
 LEASE_SECONDS_MIN = 2.0
 """A heartbeat is sent every quarter of the lease, so that three may fail; below half a second between them, a busy machine loses claims."""
@@ -60,8 +60,9 @@ def problems(settings: Settings, *, process: Process, places: Mapping[str, str] 
     if process == "github-app":
         checker.webhook()
         checker.app()
-    if process in ("github-app", "deployer", "sweeper"):
+    if process in ("github-app", "deployer", "sweeper", "queue"):
         checker.url("queue.url", settings.queue.url, QUEUE_SCHEMES)
+    if process in ("github-app", "deployer", "sweeper"):
         checker.budgets()
     if process in ("deployer", "sweeper", "operator"):
         checker.url("statestore.url", settings.statestore.url, STATESTORE_SCHEMES)

@@ -26,7 +26,8 @@ from prevue.local.stack_services import free_ports
 from prevue.model import Message
 from prevue.queue.addresses import CloudTasksAddress
 from prevue.queue.cloud_tasks import CloudTasksConsumer, CloudTasksEnqueuer, open_client
-from prevue.queue.port import AlreadyEnqueued, Enqueued, Handler
+from prevue.queue.cloud_tasks_admin import CloudTasksGauge
+from prevue.queue.port import AlreadyEnqueued, Depth, Enqueued, Handler
 from prevue.serving import Server, listen
 from prevue.testing.contracts import queue as contract
 from prevue.testing.proxy import Proxy
@@ -103,11 +104,14 @@ class Front:
 
 
 class CloudTasksQueue:
-    """Both sides, as one process would open them."""
+    """All sides, as one process would open them."""
 
-    def __init__(self, enqueuer: CloudTasksEnqueuer, consumer: CloudTasksConsumer, network: Proxy, front: Front, port: int) -> None:
+    def __init__(
+        self, enqueuer: CloudTasksEnqueuer, consumer: CloudTasksConsumer, gauge: CloudTasksGauge, network: Proxy, front: Front, port: int
+    ) -> None:
         self._enqueuer = enqueuer
         self._consumer = consumer
+        self._gauge = gauge
         self._network = network
         self._front = front
         self._port = port
@@ -117,6 +121,9 @@ class CloudTasksQueue:
 
     async def check(self) -> None:
         await self._enqueuer.check()
+
+    async def depth(self) -> Depth:
+        return await self._gauge.depth()
 
     async def run(self, handler: Handler, *, slots: int, stop: asyncio.Event) -> None:
         self._front.doors.append(self._port)
@@ -169,7 +176,8 @@ class CloudTasksHarness:
             )
             enqueuer = await stack.enter_async_context(CloudTasksEnqueuer.open(self._url, settings))
             consumer = await stack.enter_async_context(CloudTasksConsumer.open(settings))
-            yield CloudTasksQueue(enqueuer, consumer, network, self._front, port)
+            gauge = await stack.enter_async_context(CloudTasksGauge.open(self._url, settings))
+            yield CloudTasksQueue(enqueuer, consumer, gauge, network, self._front, port)
             self._networks.remove(network)
 
     async def let_time_pass(self, seconds: float) -> None:

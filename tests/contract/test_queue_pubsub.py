@@ -14,8 +14,9 @@ from google.pubsub_v1 import PublisherAsyncClient, PubsubMessage, SubscriberAsyn
 from prevue.config import PubSubSettings
 from prevue.local.emulators import PubSubEmulator
 from prevue.model import Message
-from prevue.queue.port import AlreadyEnqueued, Enqueued, Handler
+from prevue.queue.port import AlreadyEnqueued, Depth, Enqueued, Handler
 from prevue.queue.pubsub import PubSubConsumer, PubSubEnqueuer, open_publisher, open_subscriber
+from prevue.queue.pubsub_admin import PubSubGauge
 from prevue.testing.contracts.queue import Queue, QueueContract, QueueHarness
 from prevue.testing.proxy import Proxy
 
@@ -26,11 +27,12 @@ _numbers = itertools.count(1)
 
 
 class PubSubQueue:
-    """Both sides, as one process would open them; its network is its own, and ends when it crashes."""
+    """All sides, as one process would open them; its network is its own, and ends when it crashes."""
 
-    def __init__(self, enqueuer: PubSubEnqueuer, consumer: PubSubConsumer, network: Proxy) -> None:
+    def __init__(self, enqueuer: PubSubEnqueuer, consumer: PubSubConsumer, gauge: PubSubGauge, network: Proxy) -> None:
         self._enqueuer = enqueuer
         self._consumer = consumer
+        self._gauge = gauge
         self._network = network
 
     async def enqueue(self, message: Message) -> Enqueued | AlreadyEnqueued:
@@ -38,6 +40,9 @@ class PubSubQueue:
 
     async def check(self) -> None:
         await self._enqueuer.check()
+
+    async def depth(self) -> Depth:
+        return await self._gauge.depth()
 
     async def run(self, handler: Handler, *, slots: int, stop: asyncio.Event) -> None:
         await self._consumer.run(handler, slots=slots, stop=stop)
@@ -78,7 +83,8 @@ class PubSubHarness:
             settings = PubSubSettings(endpoint=f"127.0.0.1:{network.port}")
             enqueuer = await stack.enter_async_context(PubSubEnqueuer.open(self._url, settings))
             consumer = await stack.enter_async_context(PubSubConsumer.open(self._url, settings, lease_seconds=lease_seconds))
-            yield PubSubQueue(enqueuer, consumer, network)
+            gauge = await stack.enter_async_context(PubSubGauge.open(self._url, settings))
+            yield PubSubQueue(enqueuer, consumer, gauge, network)
             self._networks.remove(network)
 
     async def let_time_pass(self, seconds: float) -> None:

