@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from prevue.errors import ConfigError, QueueUnavailable
@@ -232,6 +233,31 @@ async def test_broken_entries_stop_nobody(client: Any, harness: RedisHarness) ->
     assert client.keys("rq:job:*") == []
 
 
+async def test_connection_lost_while_a_message_is_read_sets_nothing_aside(
+    client: Any, harness: RedisHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between taking and starting, and while it is brought back."""
+    jobs = RedisJobs(client, lease_seconds=1)
+    jobs.put("body", description="one")
+    with monkeypatch.context() as broken:
+        broken.setattr("rq.job.Job.refresh", lambda _job: _lost())
+        with pytest.raises(RedisConnectionError):
+            jobs.take(1)
+        jobs.recover()
+        await harness.let_time_pass(2)
+        with pytest.raises(RedisConnectionError):
+            jobs.recover()
+    jobs.recover()
+    found = jobs.take(1)
+    assert found is not None
+    assert found.body == "body"
+    assert await harness.rejected() == []
+
+
+def _lost() -> None:
+    raise RedisConnectionError("reset")
+
+
 async def test_role_of_the_app_may_enqueue_and_nothing_else(server: LocalRedis, harness: RedisHarness) -> None:
     """The rights that docs/queues.md names."""
     commands = "hset rpush sadd zadd set multi exec ping info config|get client|setname hello"
@@ -293,7 +319,7 @@ def test_counts_of_waitaof_are_looked_at() -> None:
         sync_to_disk(_Answering([0, 0]))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("url", ["redis://", "redis:///0", "redis://h/one", "http://h"])
+@pytest.mark.parametrize("url", ["redis://", "redis:///0", "redis://h/one", "redis://h:x/0", "redis://h:0/0", "http://h"])
 async def test_wrong_url_is_an_error_of_the_setting(url: str) -> None:
     with pytest.raises(ConfigError, match=r"queue\.url: expected such as redis://"):
         async with RedisEnqueuer.open(url):

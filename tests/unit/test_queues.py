@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+from structlog.testing import capture_logs
 
 from prevue.config import QueueSettings
-from prevue.errors import ConfigError
-from prevue.wiring.queues import BACKENDS, open_consumer, open_enqueuer, open_gauge, queue_doubts
+from prevue.errors import ConfigError, QueueUnavailable
+from prevue.wiring.queues import BACKENDS, open_consumer, open_enqueuer, open_gauge, queue_doubts, warn_of_doubts
 
 LIBRARIES = {
     "postgresql://user:password@host/database": {"asyncpg"},
@@ -59,3 +61,20 @@ async def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
             opened(settings)
     with pytest.raises(ConfigError, match=r"prevue\[redis\]"):
         await queue_doubts(settings)
+
+
+async def test_doubts_are_logged_at_start_and_a_server_that_is_down_hinders_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def doubtful(_settings: QueueSettings) -> list[str]:
+        return ["appendonly is no"]
+
+    async def down(_settings: QueueSettings) -> list[str]:
+        raise QueueUnavailable
+
+    settings = QueueSettings(url="redis://h")
+    with capture_logs() as lines:
+        monkeypatch.setitem(BACKENDS, "redis", replace(BACKENDS["redis"], doubts=doubtful))
+        await warn_of_doubts(settings)
+        monkeypatch.setitem(BACKENDS, "redis", replace(BACKENDS["redis"], doubts=down))
+        await warn_of_doubts(settings)
+        await warn_of_doubts(QueueSettings(url="postgresql://h/d"))
+    assert [(line["event"], line["text"]) for line in lines] == [("queue_durability_doubtful", "appendonly is no")]
