@@ -392,6 +392,7 @@ def dev_up(
     *,
     detach: bool = False,
     deployers: int = 1,
+    queue: Literal["postgresql", "redis"] = "postgresql",
     kubeconfig: Path | None = None,
     image_loader: str | None = None,
     debug: Debug = False,  # noqa: ARG001  `main` looks for it
@@ -404,6 +405,8 @@ def dev_up(
         Return when all of it is ready; otherwise it runs until Ctrl-C.
     deployers
         How many deployers.
+    queue
+        The queue between App and deployers.
     kubeconfig
         Use this cluster instead of building one.
     image_loader
@@ -411,7 +414,7 @@ def dev_up(
     """
     from prevue.local.dev import up
 
-    return up(detach=detach, deployers=deployers, kubeconfig=kubeconfig, image_loader=image_loader)
+    return up(detach=detach, deployers=deployers, queue=queue, kubeconfig=kubeconfig, image_loader=image_loader)
 
 
 @dev.command(name="down")

@@ -25,7 +25,7 @@ from redis.exceptions import ResponseError
 
 from prevue.errors import ConfigError, QueueUnavailable
 from prevue.local.cluster.programs import redis_program
-from prevue.local.redis import LocalRedis, environment, free_port
+from prevue.local.redis import APP_RIGHTS, LocalRedis, environment, free_port
 from prevue.model import Message
 from prevue.queue.port import AlreadyEnqueued, Depth, Done, Enqueued, Handler
 from prevue.queue.redis import RedisConsumer, RedisEnqueuer, RedisGauge
@@ -258,15 +258,15 @@ def _lost() -> None:
     raise RedisConnectionError("reset")
 
 
-async def test_role_of_the_app_may_enqueue_and_nothing_else(server: LocalRedis, harness: RedisHarness) -> None:
+async def test_user_of_the_app_may_enqueue_and_nothing_else(server: LocalRedis, client: Any, repository_root: Path) -> None:
     """The rights that docs/queues.md names."""
-    commands = "hset rpush sadd zadd set multi exec ping info config|get client|setname hello"
-    rights = ["~rq:*", "~prevue:*", *(f"+{name}" for name in commands.split(" "))]
-    harness.client.execute_command("ACL", "SETUSER", "app", "on", ">secret", *rights)
-    url = f"redis://app:secret@127.0.0.1:{server.port}/0"
+    assert APP_RIGHTS in (repository_root / "docs" / "queues.md").read_text()
+    url = server.app_url()
     async with RedisEnqueuer.open(url) as enqueuer:
         await enqueuer.check()
         assert await enqueuer.enqueue(command(1)) == Enqueued()
+        assert await enqueuer.doubts() == []
+    assert RedisJobs(client).depth()[0] == 1
     async with RedisGauge.open(url) as gauge:
         with pytest.raises(QueueUnavailable, match="no permissions"):
             await gauge.depth()
