@@ -11,6 +11,7 @@ PYTEST_ARGS ?=
 SEEDS ?= 20000
 PROCESSES ?= 2
 QUEUE ?= postgresql
+DEPLOYERS ?= 1
 
 .PHONY: help sync demo test check format-check lint types contracts fmt unit bench-burst bench-webhook bench-scale bench-imports docs github-description clean simulate simulate-bugs simulate-crashes
 
@@ -21,8 +22,8 @@ help: ## Print these targets
 sync: ## Install the locked dependencies into .venv
 	@$(UV) sync --locked --quiet
 
-demo: sync ## Comment /preview on a local pull request and watch it become a URL; BURST=50 does 50 at once
-	@$(RUN) python -m prevue.local.demo $(if $(BURST),--burst $(BURST))
+demo: sync ## Comment /preview on a local pull request and watch it become a URL; BURST=50, QUEUE=redis, DEPLOYERS=2
+	@$(RUN) python -m prevue.local.demo --queue $(QUEUE) --deployers $(DEPLOYERS) $(if $(BURST),--burst $(BURST))
 
 test: check ## Everything: the checks, then all tests, on a real PostgreSQL and a real Kubernetes
 	@$(RUN) pytest $(PYTEST_ARGS)

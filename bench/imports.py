@@ -1,7 +1,7 @@
 """`make bench-imports`: what each queue costs the GitHub App to import, in fresh processes.
 
-Time and memory of importing the App's process with the client of one queue, beside the App without any, best of some tries: the least is
-what the code costs, the rest is what else the machine did. Prints the table that stands in docs/queues.md.
+Processor time and memory of importing the App's process with the client of one queue, beside the App without any, the least of some tries:
+processor time, and the least, because the rest is what else the machine did. Prints the table that stands in docs/queues.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.report import say, write
 
-TRIES = 5
+TRIES = 3
 URLS = {
     "none": "",
     "PostgreSQL": "postgresql://user:password@host/database",
@@ -24,13 +24,13 @@ URLS = {
 }
 PROGRAM = """
 import json, sys, time
-began = time.perf_counter()
+began = time.process_time()
 import prevue.wiring.github_app
 from prevue.config import QueueSettings
 from prevue.wiring.queues import open_enqueuer
 if sys.argv[1]:
     open_enqueuer(QueueSettings(url=sys.argv[1]))
-seconds = time.perf_counter() - began
+seconds = time.process_time() - began
 memory = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
 print(json.dumps([seconds * 1000, memory / 1024]))
 """
@@ -51,7 +51,7 @@ def main() -> None:
         measure(url)  # byte code and page cache are there for all
     figures = {name: measure(url) for name, url in URLS.items()}
     base = figures["none"]
-    say("| the App with | import | resident memory |\n|---|---|---|")
+    say("| the App with | import, processor time | resident memory |\n|---|---|---|")
     for name, (milliseconds, mebibytes) in figures.items():
         more = "" if name == "none" else f" (+{milliseconds - base[0]:.0f})", "" if name == "none" else f" (+{mebibytes - base[1]:.0f})"
         label = "no queue" if name == "none" else name

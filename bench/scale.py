@@ -151,7 +151,7 @@ async def measure(postgres: EmbeddedPostgres, queue: str, count: int) -> float:
         began = time.monotonic()
         await asyncio.gather(*(enqueuer.enqueue(message(number)) for number in range(1, REQUESTS + 1)))
         async with asyncio.timeout(ROUND_SECONDS_MAX):
-            while await connection.fetchval("SELECT count(*) FROM request WHERE state = 'deployed'") < REQUESTS:
+            while await connection.fetchval("SELECT count(*) FROM request WHERE state = 'deployed'") < REQUESTS:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         took = time.monotonic() - began
         twice = await connection.fetchval("SELECT count(*) FROM request WHERE attempts <> 1")

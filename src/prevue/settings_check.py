@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from prevue.config import PreviewSettings, Settings
 from prevue.errors import ConfigError
 from prevue.settings import config_error, laid_over
+from prevue.settings_check_google import google_problems
 from prevue.values import check_template, check_values
 
 Process = Literal["github-app", "deployer", "sweeper", "operator", "queue", "render"]
@@ -62,6 +63,7 @@ def problems(settings: Settings, *, process: Process, places: Mapping[str, str] 
         checker.app()
     if process in ("github-app", "deployer", "sweeper", "queue"):
         checker.url("queue.url", settings.queue.url, QUEUE_SCHEMES)
+        checker.google(process)
     if process in ("github-app", "deployer", "sweeper"):
         checker.budgets()
     if process in ("deployer", "sweeper", "operator"):
@@ -134,6 +136,16 @@ class _Checker:
             self._error(path, f"its scheme must be one of {accepted}")
         elif not rest:
             self._error(path, f"names no host and no database; expected such as {schemes[0]}://user:password@host/database")
+
+    def google(self, process: Process) -> None:
+        """A queue of Google's, where it is one; the URL's own errors are told already."""
+        if any(line.startswith("queue.url ") for line in self.errors):
+            return
+        errors, warnings = google_problems(self.settings, enqueues=process != "queue", is_deployer=process == "deployer")
+        for path, text in errors:
+            self._error(path, text)
+        for path, text in warnings:
+            self._warn(path, text)
 
     def github_identity(self) -> None:
         github = self.settings.github

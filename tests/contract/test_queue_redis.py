@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import subprocess
 import sys
@@ -19,12 +20,15 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
-from redis import Redis
+from redis import Connection, ConnectionPool, Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
+from redis.retry import Retry
 
 from prevue.errors import ConfigError, QueueUnavailable
 from prevue.local.cluster.programs import redis_program
-from prevue.local.redis import LocalRedis, environment, free_port
+from prevue.local.redis import APP_RIGHTS, LocalRedis, environment, free_port
 from prevue.model import Message
 from prevue.queue.port import AlreadyEnqueued, Depth, Done, Enqueued, Handler
 from prevue.queue.redis import RedisConsumer, RedisEnqueuer, RedisGauge
@@ -219,6 +223,79 @@ async def test_whoever_was_overtaken_settles_nothing(client: Any, harness: Redis
     assert client.keys("rq:job:*") == []
 
 
+class _Mortal(Connection):
+    """A connection of a process that dies at its n-th command: before it is sent, or before its answer is read."""
+
+    commands_left = 0
+    answer_is_lost = False
+
+    def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        if _Mortal.commands_left <= 0 and not _Mortal.answer_is_lost:
+            raise RedisConnectionError("dead")
+        _Mortal.commands_left -= 1
+        super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call]
+
+    def read_response(self, *arguments: Any, **options: Any) -> Any:
+        answer = super().read_response(*arguments, **options)
+        if _Mortal.commands_left < 0:
+            raise RedisConnectionError("dead")
+        return answer
+
+
+def _make_due(client: Any, *keys: str) -> None:
+    for key in keys:
+        for member in client.zrange(key, 0, -1):
+            client.zadd(key, {member: 0})
+
+
+def _carry_out(jobs: RedisJobs, client: Any) -> None:
+    """Every step that there is; `client` lets time pass."""
+    jobs.put("body", description="one")
+    for settle in (jobs.release, lambda delivery: jobs.delay(delivery, 0, failed=True), jobs.done):
+        delivery = jobs.take(0.1)
+        assert delivery is not None
+        jobs.extend([delivery])
+        settle(delivery)
+        _make_due(client, "rq:scheduled:prevue")
+        jobs.recover()
+
+
+@pytest.mark.parametrize("answer_is_lost", [False, True], ids=["not sent", "answer lost"])
+def test_death_at_any_command_loses_nothing_and_leaves_nothing(server: LocalRedis, client: Any, answer_is_lost: bool) -> None:
+    """Kill the process at each of its commands in turn; whoever lives must then find the message, unless its last step was carried out."""
+    address: dict[str, Any] = {"host": "127.0.0.1", "port": server.port, "password": server.password, "retry": Retry(NoBackoff(), 0)}
+    died_at = 0
+    for died_at in itertools.count(1):
+        client.flushall()
+        _Mortal.commands_left, _Mortal.answer_is_lost = 1_000_000, answer_is_lost
+        with Redis.from_pool(ConnectionPool(connection_class=_Mortal, **address)) as mortal:
+            mortal.ping()
+            jobs = RedisJobs(mortal, lease_seconds=1)
+            jobs.depth()
+            _Mortal.commands_left = died_at
+            try:
+                _carry_out(jobs, client)
+                break
+            except RedisConnectionError:
+                pass
+        was_enqueued = bool(client.exists(UNSETTLED_KEY))
+        survivor = RedisJobs(client, lease_seconds=1)
+        _make_due(client, "rq:wip:prevue", "rq:scheduled:prevue")
+        survivor.recover()
+        for key in client.keys(FIRST_SEEN):
+            client.set(key, 0)
+        survivor.recover()
+        found = survivor.take(0.1)
+        assert (found is not None) == was_enqueued
+        if found is not None:
+            assert found.body == "body"
+            survivor.done(found)
+        assert survivor.depth() == (0, 0.0)
+        assert client.keys("rq:job:*") == []
+        assert client.zcard("rq:wip:prevue") == client.llen("rq:queue:prevue") == client.llen("rq:queue:prevue:intermediate") == 0
+    assert died_at > 30
+
+
 async def test_broken_entries_stop_nobody(client: Any, harness: RedisHarness) -> None:
     """An id without a job, a job that is no job, and one whose data cannot be read."""
     client.rpush("rq:queue:prevue", "nothing-there", "no-job", "no-data")
@@ -232,15 +309,40 @@ async def test_broken_entries_stop_nobody(client: Any, harness: RedisHarness) ->
     assert client.keys("rq:job:*") == []
 
 
-async def test_role_of_the_app_may_enqueue_and_nothing_else(server: LocalRedis, harness: RedisHarness) -> None:
+async def test_connection_lost_while_a_message_is_read_sets_nothing_aside(
+    client: Any, harness: RedisHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between taking and starting, and while it is brought back."""
+    jobs = RedisJobs(client, lease_seconds=1)
+    jobs.put("body", description="one")
+    with monkeypatch.context() as broken:
+        broken.setattr("rq.job.Job.refresh", lambda _job: _lost())
+        with pytest.raises(RedisConnectionError):
+            jobs.take(1)
+        jobs.recover()
+        await harness.let_time_pass(2)
+        with pytest.raises(RedisConnectionError):
+            jobs.recover()
+    jobs.recover()
+    found = jobs.take(1)
+    assert found is not None
+    assert found.body == "body"
+    assert await harness.rejected() == []
+
+
+def _lost() -> None:
+    raise RedisConnectionError("reset")
+
+
+async def test_user_of_the_app_may_enqueue_and_nothing_else(server: LocalRedis, client: Any, repository_root: Path) -> None:
     """The rights that docs/queues.md names."""
-    commands = "hset rpush sadd zadd set multi exec ping info config|get client|setname hello"
-    rights = ["~rq:*", "~prevue:*", *(f"+{name}" for name in commands.split(" "))]
-    harness.client.execute_command("ACL", "SETUSER", "app", "on", ">secret", *rights)
-    url = f"redis://app:secret@127.0.0.1:{server.port}/0"
+    assert APP_RIGHTS in (repository_root / "docs" / "queues.md").read_text()
+    url = server.app_url()
     async with RedisEnqueuer.open(url) as enqueuer:
         await enqueuer.check()
         assert await enqueuer.enqueue(command(1)) == Enqueued()
+        assert await enqueuer.doubts() == []
+    assert RedisJobs(client).depth()[0] == 1
     async with RedisGauge.open(url) as gauge:
         with pytest.raises(QueueUnavailable, match="no permissions"):
             await gauge.depth()
@@ -253,7 +355,6 @@ def test_doubts_name_the_setting_and_the_value(client: Any) -> None:
         for changes, words in (
             ({"appendonly": "no"}, "appendonly is not yes"),
             ({"appendfsync": "no"}, "appendfsync is no:"),
-            ({"appendfsync": "everysec"}, "set it to always"),
             ({"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru"}, "set it to noeviction"),
         ):
             for name, value in changes.items():
@@ -262,6 +363,9 @@ def test_doubts_name_the_setting_and_the_value(client: Any) -> None:
             assert words in text
             for name in changes:
                 client.config_set(name, before[name])
+        client.config_set("appendfsync", "everysec")
+        can_wait = tuple(map(int, client.info("server")["redis_version"].split(".")[:2])) >= (7, 2)
+        assert ["set it to always" in text for text in doubts(client)] == ([] if can_wait else [True])
     finally:
         for name, value in before.items():
             client.config_set(name, value)
@@ -293,7 +397,7 @@ def test_counts_of_waitaof_are_looked_at() -> None:
         sync_to_disk(_Answering([0, 0]))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("url", ["redis://", "redis:///0", "redis://h/one", "http://h"])
+@pytest.mark.parametrize("url", ["redis://", "redis:///0", "redis://h/one", "redis://h:x/0", "redis://h:0/0", "http://h"])
 async def test_wrong_url_is_an_error_of_the_setting(url: str) -> None:
     with pytest.raises(ConfigError, match=r"queue\.url: expected such as redis://"):
         async with RedisEnqueuer.open(url):

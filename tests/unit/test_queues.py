@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+from structlog.testing import capture_logs
 
 from prevue.config import QueueSettings
-from prevue.errors import ConfigError
-from prevue.wiring.queues import BACKENDS, open_consumer, open_enqueuer, open_gauge, queue_doubts
+from prevue.errors import ConfigError, QueueUnavailable
+from prevue.wiring.queues import BACKENDS, open_consumer, open_enqueuer, open_gauge, queue_doubts, warn_of_doubts
 
 LIBRARIES = {
     "postgresql://user:password@host/database": {"asyncpg"},
     "redis://host:6379/0": {"redis", "rq"},
+    "cloudtasks://project/location/queue": {"grpc", "google.cloud.tasks_v2"},
+    "pubsub://project/topic?subscription=name": {"grpc", "google.pubsub_v1"},
 }
 """A URL of each backend, with what it alone may import."""
 
@@ -24,7 +28,7 @@ import prevue.wiring.github_app
 from prevue.config import QueueSettings
 from prevue.wiring.queues import open_enqueuer
 open_enqueuer(QueueSettings(url=sys.argv[1]))
-print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+print(json.dumps(sorted(sys.modules)))
 """
 
 
@@ -59,3 +63,20 @@ async def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
             opened(settings)
     with pytest.raises(ConfigError, match=r"prevue\[redis\]"):
         await queue_doubts(settings)
+
+
+async def test_doubts_are_logged_at_start_and_a_server_that_is_down_hinders_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def doubtful(_settings: QueueSettings) -> list[str]:
+        return ["appendonly is no"]
+
+    async def down(_settings: QueueSettings) -> list[str]:
+        raise QueueUnavailable
+
+    settings = QueueSettings(url="redis://h")
+    with capture_logs() as lines:
+        monkeypatch.setitem(BACKENDS, "redis", replace(BACKENDS["redis"], doubts=doubtful))
+        await warn_of_doubts(settings)
+        monkeypatch.setitem(BACKENDS, "redis", replace(BACKENDS["redis"], doubts=down))
+        await warn_of_doubts(settings)
+        await warn_of_doubts(QueueSettings(url="postgresql://h/d"))
+    assert [(line["event"], line["text"]) for line in lines] == [("queue_durability_doubtful", "appendonly is no")]

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from prevue.errors import PrevueError
 
+APP_RIGHTS = "~rq:* ~prevue:* +hset +rpush +sadd +zadd +set +multi +exec +ping +info +config|get +client|setname +hello"
+"""What the GitHub App's user needs, in the words of `ACL SETUSER`: to enqueue, to be checked, and no more. docs/queues.md tells it."""
 START_SECONDS_MAX = 20.0
 STOP_SECONDS_MAX = 10.0
 
@@ -32,6 +34,7 @@ class LocalRedis:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.folder = folder
         self.password = secrets.token_urlsafe(24)
+        self._app_password = secrets.token_urlsafe(24)
         self.port = free_port()
         self._program = program
         self._environ = dict(environ)
@@ -42,12 +45,17 @@ class LocalRedis:
         """`redis://` of one of its 16 databases."""
         return f"redis://:{self.password}@127.0.0.1:{self.port}/{database}"
 
+    def app_url(self, database: int = 0) -> str:
+        """The same as a user who may only enqueue."""
+        return f"redis://app:{self._app_password}@127.0.0.1:{self.port}/{database}"
+
     def command(self) -> list[str]:
         """The foreground process; its settings, the password among them, come from a file that only we can read."""
         settings = {
             "bind": "127.0.0.1",
             "port": str(self.port),
             "requirepass": self.password,
+            "user": f"app on >{self._app_password} {APP_RIGHTS}",
             "dir": str(self.folder),
             "appendonly": "yes",
             "appendfsync": "always",
@@ -61,6 +69,11 @@ class LocalRedis:
         file.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
         return [str(self._program), str(file)]
 
+    @property
+    def environ(self) -> Mapping[str, str]:
+        """All that the child gets to see of the environment."""
+        return self._environ
+
     def start(self) -> None:
         """Start it and wait until it answers, its file read again.
 
@@ -73,7 +86,7 @@ class LocalRedis:
                 self.command(), stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, env=self._environ, start_new_session=True
             )
         until = time.monotonic() + START_SECONDS_MAX
-        while not self._answers():
+        while not self.answers():
             if self._process.poll() is not None or time.monotonic() > until:
                 self.stop()
                 raise RedisFailed(f"Redis on port {self.port} is not ready:\n{log.read_text(errors='replace')[-2000:]}")
@@ -103,7 +116,8 @@ class LocalRedis:
             process.kill()
             process.wait()
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
+        """Whether it takes commands; while it reads its file again it does not."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
                 connection.sendall(f"AUTH {self.password}\r\nPING\r\n".encode())

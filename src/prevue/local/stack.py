@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import msgspec
 import yaml
@@ -29,8 +30,11 @@ from prevue.errors import PrevueError
 from prevue.local import ci, processes, stack_services
 from prevue.local.cluster import Cluster, ClusterHandle, ExternalCluster, LocalClusterError, join
 from prevue.local.cluster.locks import FileLock
+from prevue.local.cluster.programs import redis_program
 from prevue.local.folder import DevFile, StackFolder, SupervisorFile, replace
 from prevue.local.postgres import EmbeddedPostgres, prepare
+from prevue.local.redis import LocalRedis
+from prevue.local.redis import environment as redis_environment
 from prevue.local.stack_services import Access, Ports
 from prevue.local.supervisor import ServiceFailed, Supervisor
 
@@ -38,6 +42,8 @@ CLUSTER_CHECK_SECONDS = 2.0
 REPOSITORY_IDS = range(1_000_000_000, 9_000_000_000)
 """Where the first repository's id is drawn from: two stacks on one cluster never have a namespace in common."""
 DATABASE = "prevue"
+QUEUES = ("postgresql", "redis")
+"""Queues that the stack can start."""
 APP_ROLE = "prevue_app"
 
 
@@ -54,6 +60,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     folder: Path
     deployers: int = 1
+    queue: str = QUEUES[0]
     kubeconfig: Path | None = None
     image_loader: str | None = None
 
@@ -111,6 +118,13 @@ def _raise_stopped(_number: int, _frame: FrameType | None) -> None:
     raise _Stopped
 
 
+class _Urls(NamedTuple):
+    """One queue, as its two sides reach it: the App may only enqueue."""
+
+    deployer: str
+    app: str
+
+
 class Stack:
     """The parts, from nothing to ready and back to nothing."""
 
@@ -136,10 +150,11 @@ class Stack:
             # The database and the cluster need nothing of each other, and a cluster's start is mostly waiting.
             database = aside.submit(self._start_database)
             self._cluster = self._join()
-            app_database_url = database.result()
+            database_urls = database.result()
+        queue_urls = self._start_queue() if self.options.queue != QUEUES[0] else database_urls
         self.progress("installing Prevue's rights and fence in the cluster")
         stack_services.install_in_cluster(self.cluster.kubeconfig, self.folder.deployer_kubeconfig)
-        self._write_settings(app_database_url, overlay)
+        self._write_settings(queue_urls, overlay)
         self.progress("starting GitHub, App and deployer")
         access = Access(folder=self.folder, ports=self.ports, kubectl=str(self.cluster.kubectl))
         self.supervisor.start(
@@ -202,28 +217,36 @@ class Stack:
             pids=pids | {name: [pid] for name, pid in self._cluster_pids.items()},
         )
 
-    def _start_database(self) -> str:
-        """PostgreSQL with its schema; returns the URL of the App's role, which may only insert."""
+    def _start_queue(self) -> _Urls:
+        """Redis, as the queue."""
+        program, libraries = redis_program(self.progress)
+        self.progress("starting Redis")
+        server = LocalRedis(self.folder.redis, program, redis_environment(libraries))
+        self.supervisor.start(stack_services.redis(server, self.folder))
+        return _Urls(deployer=server.url(), app=server.app_url())
+
+    def _start_database(self) -> _Urls:
+        """PostgreSQL with its schema."""
         self.progress("starting PostgreSQL")
         postgres = self._postgres = prepare(self.folder.postgres, is_durable=True)
         postgres.init()
         self.supervisor.start(stack_services.postgres(postgres, self.folder))
         password = secrets.token_urlsafe(24)
         asyncio.run(stack_services.make_schema(postgres, DATABASE, app_role=APP_ROLE, app_password=password))
-        return f"postgresql://{APP_ROLE}:{password}@127.0.0.1:{postgres.port}/{DATABASE}"
+        return _Urls(deployer=postgres.url(DATABASE), app=f"postgresql://{APP_ROLE}:{password}@127.0.0.1:{postgres.port}/{DATABASE}")
 
     def _join(self) -> Cluster:
         if self.options.kubeconfig is not None:
             return ExternalCluster(self.options.kubeconfig, self.options.image_loader, self.progress)
         return join(self.progress)
 
-    def _write_settings(self, app_database_url: str, overlay: Mapping[str, object]) -> None:
+    def _write_settings(self, queue_urls: _Urls, overlay: Mapping[str, object]) -> None:
         if self._postgres is None:
             raise StackFailed("the database is not there yet")
         external = self.options.kubeconfig is not None
         node = stack_services.node_address(self.cluster.kubectl, self.cluster.kubeconfig) if external else "127.0.0.1"
-        owner_url = self._postgres.url(DATABASE)
-        urls = {self.folder.settings: (owner_url, owner_url), self.folder.app_settings: (app_database_url, "")}
+        statestore = self._postgres.url(DATABASE)
+        urls = {self.folder.settings: (queue_urls.deployer, statestore), self.folder.app_settings: (queue_urls.app, "")}
         for path, (queue_url, statestore_url) in urls.items():
             content = stack_services.settings(
                 self.folder,

@@ -22,6 +22,7 @@ from prevue.local import ci
 from prevue.local.folder import APP_ID, StackFolder, laid_over
 from prevue.local.postgres import EmbeddedPostgres
 from prevue.local.processes import MARK
+from prevue.local.redis import LocalRedis
 from prevue.local.supervisor import Service
 
 REPOSITORIES = ("acme/hello", "acme/other")
@@ -80,6 +81,20 @@ def postgres(database: EmbeddedPostgres, folder: StackFolder) -> Service:
         niceness=FIRST,
         stop_signal=signal.SIGINT,  # fast shutdown; SIGTERM would wait for every client
         stop_seconds=15,
+    )
+
+
+def redis(server: LocalRedis, folder: StackFolder) -> Service:
+    """The local Redis, where it is the queue."""
+    return Service(
+        name="redis",
+        role="redis",
+        command=server.command,
+        environ={**server.environ, MARK: str(folder.root)},
+        is_ready=server.answers,
+        folder=server.folder,
+        niceness=FIRST,
+        stop_seconds=10,
     )
 
 

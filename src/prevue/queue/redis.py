@@ -95,7 +95,6 @@ class RedisEnqueuer:
         threads = _Threads(ENQUEUE_THREADS, "redis-enqueue")
         enqueuer = cls(url, threads)
         try:
-            await _warn_once(threads, lambda: enqueuer._jobs().client)
             yield enqueuer
         finally:
             await threads.close()
@@ -176,7 +175,6 @@ class RedisConsumer:
     ) -> AsyncIterator[RedisConsumer]:
         """A consumer; it connects when it runs."""
         async with _opened(url, CONSUMER_THREADS, "redis-consumer") as (client, threads):
-            await _warn_once(threads, lambda: client)
             holder = f"{socket.gethostname()}-{uuid4().hex[:8]}"
             jobs = RedisJobs(client, lease_seconds=lease_seconds, holder=holder)
             yield cls(jobs, threads, lease_seconds=lease_seconds, poll_seconds=poll_seconds)
@@ -318,9 +316,13 @@ def check_url(url: str) -> None:
     Raises:
         ConfigError: it is no URL of Redis; its password is not shown.
     """
-    parts = urlsplit(url)
-    database = parts.path.strip("/")
-    if parts.scheme not in SCHEMES or not parts.hostname or (database and not database.isdigit()):
+    try:
+        parts = urlsplit(url)
+        database = parts.path.strip("/")
+        is_right = parts.scheme in SCHEMES and bool(parts.hostname) and parts.port != 0 and (not database or database.isdigit())
+    except ValueError:  # a port that is none
+        is_right = False
+    if not is_right:
         raise ConfigError("queue.url: expected such as redis://:password@host:6379/0, or rediss:// with TLS")
 
 
@@ -349,14 +351,6 @@ async def _opened(url: str, threads_max: int, name: str) -> AsyncIterator[tuple[
     finally:
         await threads.close()
         client.close()
-
-
-async def _warn_once(threads: _Threads, client: Callable[[], Redis]) -> None:
-    """Say at start what about the server could lose a message; a server that is down is asked at the next start, and by `doctor`."""
-    with suppress(QueueUnavailable, TimeoutError):
-        async with asyncio.timeout(ENQUEUE_SECONDS_MAX):
-            for text in await threads.start(lambda: doubts(client())):
-                _log.warning("queue_durability_doubtful", text=text)
 
 
 def _check(client: Redis) -> None:

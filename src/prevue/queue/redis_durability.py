@@ -22,7 +22,6 @@ def doubts(client: Redis) -> list[str]:
     Raises:
         redis.RedisError: the server cannot be reached.
     """
-    version = str(client.info("server")["redis_version"])
     try:
         settings = {**client.config_get("appendonly"), **client.config_get("appendfsync"), **client.config_get("maxmemory*")}
     except ResponseError:  # a managed server without CONFIG, or a role without the right
@@ -33,10 +32,10 @@ def doubts(client: Redis) -> list[str]:
         found.append("Redis: appendonly is not yes: a restart of the server loses what was enqueued since its last snapshot; set it to yes")
     elif settings.get("appendfsync") == "no":
         found.append("Redis: appendfsync is no: a crash of its machine may lose half a minute; set it to everysec or always")
-    elif settings.get("appendfsync") == "everysec" and _release(version) < (7, 2):
+    elif settings.get("appendfsync") == "everysec" and not _can_wait(client):
         found.append(
-            f"Redis {version}: appendfsync is everysec, and before 7.2 nobody can wait for the disk (WAITAOF): a crash of its machine may "
-            "lose the last second; set it to always, or use 7.2"
+            "Redis: appendfsync is everysec, and nobody can wait for the disk here (WAITAOF: Redis 7.2, and the right to it): "
+            "a crash of its machine may lose the last second; set it to always"
         )
     if settings.get("maxmemory-policy") != "noeviction" and settings.get("maxmemory", "0") != "0":
         found.append(
@@ -63,5 +62,9 @@ def sync_to_disk(client: Redis) -> None:
         raise QueueUnavailable(f"Redis: the write is not on disk after {SYNC_MILLISECONDS_MAX / 1000:g} s")
 
 
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+def _can_wait(client: Redis) -> bool:
+    try:
+        client.waitaof(0, 0, 0)
+    except ResponseError:
+        return False
+    return True

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from redis import Redis
 from redis.client import Pipeline
+from redis.exceptions import RedisError
 from rq.exceptions import DequeueTimeout, NoSuchJobError
 from rq.executions import Execution
 from rq.job import Job, JobStatus
@@ -87,6 +88,8 @@ class RedisJobs:
         except NoSuchJobError:
             self._forget(job_id, taken)
             return None
+        except (RedisError, OSError):
+            raise
         except Exception as exc:  # noqa: BLE001 (RQ raises what its parsers raise; a job that nobody can read stops nobody)
             self._reject_raw(job_id, exc, taken)
             return None
@@ -191,6 +194,8 @@ class RedisJobs:
         except NoSuchJobError:
             self._forget(job_id, place)
             return
+        except (RedisError, OSError):
+            raise
         except Exception as exc:  # noqa: BLE001 (as in `_start`)
             self._reject_raw(job_id, exc, place)
             return
@@ -212,6 +217,7 @@ class RedisJobs:
         """The id of a job that is no more: settled meanwhile, or deleted by hand."""
         with self.client.pipeline() as pipe:
             place.leave(pipe)
+            pipe.delete(Job.key_for(job_id))  # what a late change may have left of it
             pipe.zrem(UNSETTLED_KEY, job_id)
             pipe.execute()
 

@@ -36,7 +36,7 @@ from prevue.sweeper.run import Sweeper
 from prevue.sweeper.waiting import WaitingSweeper
 from prevue.wiring.health import serve_health
 from prevue.wiring.metrics import Metrics, MetricsPage
-from prevue.wiring.queues import open_consumer, open_enqueuer, open_gauge
+from prevue.wiring.queues import open_consumer, open_enqueuer, open_gauge, warn_of_doubts
 from prevue.wiring.sweeper import claim_limits, make_drainer, make_waiting, new_holder, open_sweeper, side_task
 
 log = structlog.get_logger(__name__)
@@ -165,6 +165,7 @@ async def serve(settings: Settings, *, poll_deliveries: bool = False) -> None:
     loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
         deployer = await stack.enter_async_context(build(settings, poll_deliveries=poll_deliveries))
+        await warn_of_doubts(settings.queue)
 
         def on_signal() -> None:
             if stop.is_set():

@@ -5,14 +5,22 @@ So the App imports its own queue's library and no other (docs/queues.md has the 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+import structlog
+
 from prevue.config import QueueSettings
-from prevue.errors import ConfigError
+from prevue.errors import ConfigError, QueueUnavailable
 from prevue.queue.port import Change, Consumer, Creator, Depth, Enqueuer, Gauge
+
+DOUBTS_SECONDS_MAX = 5.0
+"""A process does not wait longer for them before it starts."""
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -207,6 +215,14 @@ async def queue_doubts(settings: QueueSettings) -> list[str]:
         return []
     with _extra_required(backend):
         return await backend.doubts(settings)
+
+
+async def warn_of_doubts(settings: QueueSettings) -> None:
+    """Log `queue_doubts` at a process's start; a server that is down now is asked by `prevue doctor`."""
+    with suppress(QueueUnavailable, TimeoutError):
+        async with asyncio.timeout(DOUBTS_SECONDS_MAX):
+            for text in await queue_doubts(settings):
+                _log.warning("queue_durability_doubtful", text=text)
 
 
 @contextmanager

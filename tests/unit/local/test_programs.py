@@ -165,3 +165,30 @@ def elf(header_types: list[int]) -> bytes:
 def test_a_static_program_names_no_loader(tmp_path: Path, content: bytes, *, is_static: bool) -> None:
     (tmp_path / "busybox").write_bytes(content)
     assert packages.is_static_executable(tmp_path / "busybox") is is_static
+
+
+def test_redis_from_path_needs_no_libraries(tmp_path: Path) -> None:
+    program = tmp_path / "redis-server"
+    program.touch(mode=0o755)
+    assert programs.redis_program(print, {"PATH": str(tmp_path)}) == (program, None)
+
+
+def test_debian_packages_give_programs_and_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An init script of the same name is no program, and a link to a library is copied as the file."""
+
+    def apt(command: list[str], _what: str, _progress: object, *, cwd: Path | None = None) -> None:
+        if command[0] == "apt-get" and cwd is not None:
+            (cwd / "one.deb").touch()
+        elif command[0] == "dpkg-deb":
+            root = Path(command[-1])
+            for name, text in (("etc/init.d/server", "script"), ("usr/bin/server", "program"), ("usr/lib/libone.so.1.2", "library")):
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                (root / name).write_text(text)
+                (root / name).chmod(0o755)
+            (root / "usr/lib/libone.so.1").symlink_to("libone.so.1.2")
+
+    monkeypatch.setattr(packages, "_apt", apt)
+    packages.unpack_debian(("one",), ("server",), tmp_path, lambda _text: None, libraries=True)
+    assert (tmp_path / "server").read_text() == "program"
+    assert (tmp_path / "lib" / "libone.so.1").read_text() == "library"
+    assert not (tmp_path / "lib" / "libone.so.1").is_symlink()

@@ -104,7 +104,7 @@ def find_busybox(progress: Progress, environ: Mapping[str, str] = os.environ) ->
 
 
 def redis_program(progress: Progress, environ: Mapping[str, str] = os.environ) -> tuple[Path, Path | None]:
-    """A Redis server of 6.2 or newer, and the folder of its libraries: from PATH, else out of its Debian package."""
+    """A Redis server and the folder of its libraries: from PATH (then None, whatever its version), else out of its Debian package."""
     found = shutil.which("redis-server", path=environ.get("PATH"))
     if found:
         return Path(found), None
