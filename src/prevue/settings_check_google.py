@@ -1,4 +1,4 @@
-"""Do the settings of Google's queues fit together, and with the length of a deployment? Part of `settings_check`; no library of Google's."""
+"""Do the settings of Google's queues fit together, and with a deployment? Part of `settings_check`, without Google's libraries."""
 
 from __future__ import annotations
 

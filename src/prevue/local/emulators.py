@@ -70,16 +70,16 @@ class PubSubEmulator:
 def cloud_tasks_program(progress: Progress, environ: Mapping[str, str] = os.environ) -> Path:
     """The Cloud Tasks emulator, built on the first call."""
     package = "github.com/aertje/cloud-tasks-emulator"
-    return _program("cloud-tasks-emulator", CLOUD_TASKS_VERSION, package, progress, environ)
+    return _program("cloud-tasks-emulator", CLOUD_TASKS_VERSION, package, progress, environ, takes="half a minute")
 
 
 def pubsub_program(progress: Progress, environ: Mapping[str, str] = os.environ) -> Path:
     """The Pub/Sub emulator, built on the first call."""
-    return _program("pubsub-emulator", PUBSUB_VERSION, ".", progress, environ)
+    return _program("pubsub-emulator", PUBSUB_VERSION, ".", progress, environ, takes="about a minute")
 
 
-def _program(module: str, version: str, package: str, progress: Progress, environ: Mapping[str, str]) -> Path:
+def _program(module: str, version: str, package: str, progress: Progress, environ: Mapping[str, str], *, takes: str) -> Path:
     def compile_it(bench: Workbench) -> None:
         bench.build(package, module, what=f"{module} {version}")
 
-    return build(ProgramCache(cache_root(environ), progress), environ, module, version, compile_it, takes="half a minute") / module
+    return build(ProgramCache(cache_root(environ), progress), environ, module, version, compile_it, takes=takes) / module

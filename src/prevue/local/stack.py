@@ -21,7 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
 
 import msgspec
 import yaml
@@ -30,11 +29,9 @@ from prevue.errors import PrevueError
 from prevue.local import ci, processes, stack_services
 from prevue.local.cluster import Cluster, ClusterHandle, ExternalCluster, LocalClusterError, join
 from prevue.local.cluster.locks import FileLock
-from prevue.local.cluster.programs import redis_program
 from prevue.local.folder import DevFile, StackFolder, SupervisorFile, replace
 from prevue.local.postgres import EmbeddedPostgres, prepare
-from prevue.local.redis import LocalRedis
-from prevue.local.redis import environment as redis_environment
+from prevue.local.queues import KINDS, LocalQueue
 from prevue.local.stack_services import Access, Ports
 from prevue.local.supervisor import ServiceFailed, Supervisor
 
@@ -42,7 +39,7 @@ CLUSTER_CHECK_SECONDS = 2.0
 REPOSITORY_IDS = range(1_000_000_000, 9_000_000_000)
 """Where the first repository's id is drawn from: two stacks on one cluster never have a namespace in common."""
 DATABASE = "prevue"
-QUEUES = ("postgresql", "redis")
+QUEUES = ("postgresql", *KINDS)
 """Queues that the stack can start."""
 APP_ROLE = "prevue_app"
 
@@ -118,13 +115,6 @@ def _raise_stopped(_number: int, _frame: FrameType | None) -> None:
     raise _Stopped
 
 
-class _Urls(NamedTuple):
-    """One queue, as its two sides reach it: the App may only enqueue."""
-
-    deployer: str
-    app: str
-
-
 class Stack:
     """The parts, from nothing to ready and back to nothing."""
 
@@ -150,17 +140,18 @@ class Stack:
             # The database and the cluster need nothing of each other, and a cluster's start is mostly waiting.
             database = aside.submit(self._start_database)
             self._cluster = self._join()
-            database_urls = database.result()
-        queue_urls = self._start_queue() if self.options.queue != QUEUES[0] else database_urls
+            queue = database.result()
+        if self.options.queue != QUEUES[0]:
+            queue = self._start_queue()
         self.progress("installing Prevue's rights and fence in the cluster")
         stack_services.install_in_cluster(self.cluster.kubeconfig, self.folder.deployer_kubeconfig)
-        self._write_settings(queue_urls, overlay)
+        self._write_settings(queue, overlay)
         self.progress("starting GitHub, App and deployer")
         access = Access(folder=self.folder, ports=self.ports, kubectl=str(self.cluster.kubectl))
         self.supervisor.start(
             stack_services.local_github(access, self._next_repository_id),
             stack_services.github_app(access),
-            *(stack_services.deployer(access, number) for number in range(self.options.deployers)),
+            *(stack_services.deployer(access, number, queue.door_port(number)) for number in range(self.options.deployers)),
         )
         self._is_ready = True
         self._publish()
@@ -217,41 +208,41 @@ class Stack:
             pids=pids | {name: [pid] for name, pid in self._cluster_pids.items()},
         )
 
-    def _start_queue(self) -> _Urls:
-        """Redis, as the queue."""
-        program, libraries = redis_program(self.progress)
-        self.progress("starting Redis")
-        server = LocalRedis(self.folder.redis, program, redis_environment(libraries))
-        self.supervisor.start(stack_services.redis(server, self.folder))
-        return _Urls(deployer=server.url(), app=server.app_url())
+    def _start_queue(self) -> LocalQueue:
+        """Another queue than PostgreSQL's."""
+        queue = KINDS[self.options.queue](self.folder, self.options.deployers, self.progress)
+        self.supervisor.start(*queue.services)
+        queue.prepare()
+        return queue
 
-    def _start_database(self) -> _Urls:
-        """PostgreSQL with its schema."""
+    def _start_database(self) -> LocalQueue:
+        """PostgreSQL with its schema, which is a queue as well."""
         self.progress("starting PostgreSQL")
         postgres = self._postgres = prepare(self.folder.postgres, is_durable=True)
         postgres.init()
         self.supervisor.start(stack_services.postgres(postgres, self.folder))
         password = secrets.token_urlsafe(24)
         asyncio.run(stack_services.make_schema(postgres, DATABASE, app_role=APP_ROLE, app_password=password))
-        return _Urls(deployer=postgres.url(DATABASE), app=f"postgresql://{APP_ROLE}:{password}@127.0.0.1:{postgres.port}/{DATABASE}")
+        app_url = f"postgresql://{APP_ROLE}:{password}@127.0.0.1:{postgres.port}/{DATABASE}"
+        return LocalQueue(deployer={"url": postgres.url(DATABASE)}, app={"url": app_url})
 
     def _join(self) -> Cluster:
         if self.options.kubeconfig is not None:
             return ExternalCluster(self.options.kubeconfig, self.options.image_loader, self.progress)
         return join(self.progress)
 
-    def _write_settings(self, queue_urls: _Urls, overlay: Mapping[str, object]) -> None:
+    def _write_settings(self, queue: LocalQueue, overlay: Mapping[str, object]) -> None:
         if self._postgres is None:
             raise StackFailed("the database is not there yet")
         external = self.options.kubeconfig is not None
         node = stack_services.node_address(self.cluster.kubectl, self.cluster.kubeconfig) if external else "127.0.0.1"
         statestore = self._postgres.url(DATABASE)
-        urls = {self.folder.settings: (queue_urls.deployer, statestore), self.folder.app_settings: (queue_urls.app, "")}
-        for path, (queue_url, statestore_url) in urls.items():
+        files = {self.folder.settings: (queue.deployer, statestore), self.folder.app_settings: (queue.app, "")}
+        for path, (section, statestore_url) in files.items():
             content = stack_services.settings(
                 self.folder,
                 self.ports,
-                queue_url=queue_url,
+                queue=section,
                 statestore_url=statestore_url,
                 helm=str(self.cluster.helm),
                 node=node,

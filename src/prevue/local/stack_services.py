@@ -134,14 +134,17 @@ def github_app(access: Access) -> Service:
     )
 
 
-def deployer(access: Access, number: int) -> Service:
-    """`prevue deployer`; each has a health port of its own."""
+def deployer(access: Access, number: int, door_port: int | None = None) -> Service:
+    """`prevue deployer`; each has a health port of its own, and a door where its queue needs one."""
     port = access.ports.deployers[number]
+    ports = {"PREVUE_DEPLOYER__HEALTH_PORT": str(port)}
+    if door_port is not None:
+        ports["PREVUE_QUEUE__CLOUD_TASKS__LISTEN_PORT"] = str(door_port)
     return Service(
         name="deployer" if number == 0 else f"deployer-{number + 1}",
         role="deployer",
         command=lambda: _prevue("deployer", access.folder.settings),
-        environ={**environment(access.folder), "PREVUE_DEPLOYER__HEALTH_PORT": str(port)},
+        environ={**environment(access.folder), **ports},
         is_ready=functools.partial(answers, f"http://{LOOPBACK}:{port}/readyz"),
         stop_seconds=30,
     )
@@ -159,13 +162,13 @@ def settings(
     folder: StackFolder,
     ports: Ports,
     *,
-    queue_url: str,
+    queue: Mapping[str, Any],
     statestore_url: str,
     helm: str,
     node: str,
     overlay: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The content of a settings file of the stack. The App's has no statestore and another role's queue URL."""
+    """The content of a settings file of the stack. The App's has no statestore and another role's queue."""
     base: dict[str, Any] = {
         "github": {
             "app_id": APP_ID,
@@ -173,7 +176,7 @@ def settings(
             "webhook_secrets_file": str(folder.webhook_secret),
             "api_url": ports.github_url,
         },
-        "queue": {"url": queue_url},
+        "queue": dict(queue),
         "app": {"listen_host": LOOPBACK, "listen_port": ports.app},
         "deployer": {"health_host": LOOPBACK},
         "cluster": {"name": "local", "kubeconfig": str(folder.deployer_kubeconfig), "helm": helm},
