@@ -22,14 +22,14 @@ help: ## Print these targets
 sync: ## Install the locked dependencies into .venv
 	@$(UV) sync --locked --quiet
 
-demo: sync ## Comment /preview on a local pull request and watch it become a URL; BURST=50, QUEUE=redis, DEPLOYERS=2
+demo: sync ## Comment /preview on a local pull request and watch it become a URL; BURST=50, QUEUE=redis|cloudtasks|pubsub, DEPLOYERS=2
 	@$(RUN) python -m prevue.local.demo --queue $(QUEUE) --deployers $(DEPLOYERS) $(if $(BURST),--burst $(BURST))
 
 test: check ## Everything: the checks, then all tests, on a real PostgreSQL and a real Kubernetes
 	@$(RUN) pytest $(PYTEST_ARGS)
 
 unit: sync ## The tests without PostgreSQL, cluster and browser: seconds
-	@$(RUN) pytest -m "not postgres and not cluster and not browser" $(PYTEST_ARGS)
+	@$(RUN) pytest -m "not postgres and not emulator and not cluster and not browser" $(PYTEST_ARGS)
 
 check: format-check lint types contracts ## Format, lint, types and import contracts
 

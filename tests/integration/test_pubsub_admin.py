@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, cast
 
 import pytest
 from google.cloud.monitoring_v3 import ListTimeSeriesRequest, MetricServiceAsyncClient, Point, TimeSeries, TypedValue
 from google.pubsub_v1 import SubscriberAsyncClient
 
+from prevue.cli import main
 from prevue.config import PubSubSettings
 from prevue.errors import QueueUnavailable
 from prevue.local.emulators import PubSubEmulator
@@ -52,6 +54,27 @@ async def test_an_emulator_counts_nothing_but_says_whether_the_subscription_is_t
             await gauge.depth()
         await creator.create(slots=1, check=False)
         assert await gauge.depth() == Depth(None, None)
+
+
+def test_the_command_tells_what_differs_and_makes_it(
+    pubsub_emulator: PubSubEmulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PREVUE_QUEUE__URL", "pubsub://test/told?subscription=told")
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", pubsub_emulator.endpoint)
+    assert main(["queue", "create", "--check"]) == 1
+    assert "projects/test/topics/told" in capsys.readouterr().out
+    assert main(["queue", "create"]) == 0
+    capsys.readouterr()
+    assert main(["queue", "create", "--check", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    assert main(["queue", "depth"]) == 0
+    assert "unknown" in capsys.readouterr().out
+
+
+def test_a_queue_that_no_vendor_makes_is_said_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PREVUE_QUEUE__URL", "postgresql://host/database")
+    assert main(["queue", "create"]) == 2
+    assert "prevue migrate" in capsys.readouterr().err
 
 
 class Monitoring:
