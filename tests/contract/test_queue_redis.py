@@ -113,7 +113,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRedis]:
     """A real server; the first run on a machine fetches it."""
     program, libraries = redis_program(print)
     one = LocalRedis(tmp_path_factory.mktemp("redis"), program, environment(libraries))
-    one.start()
+    one.start(dies_with_parent=True)
     try:
         yield one
     finally:
@@ -150,7 +150,7 @@ async def test_messages_survive_the_server(server: LocalRedis, harness: RedisHar
         await eventually(lambda: blocker.inside == 1)
         await queue.enqueue(command(2))
         server.kill()
-        server.start()
+        server.start(dies_with_parent=True)
         async with harness.open() as other:
             await other.enqueue(command(3))
         blocker.may_end.set()
@@ -433,7 +433,7 @@ async def test_tls(tmp_path: Path) -> None:
         "tls-auth-clients": "no",
     }
     one = LocalRedis(tmp_path / "redis", program, environment(libraries), settings=settings)
-    one.start()
+    one.start(dies_with_parent=True)
     try:
         url = f"rediss://:{one.password}@localhost:{tls_port}/0"
         async with RedisEnqueuer.open(f"{url}?ssl_ca_certs={certificate}") as enqueuer:
