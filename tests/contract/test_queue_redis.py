@@ -26,6 +26,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 
+from prevue.config import QueueSettings
 from prevue.errors import ConfigError, QueueUnavailable
 from prevue.local.cluster.programs import redis_program
 from prevue.local.redis import APP_RIGHTS, LocalRedis, environment, free_port
@@ -36,6 +37,7 @@ from prevue.queue.redis_durability import doubts, sync_to_disk
 from prevue.queue.redis_jobs import REJECTED_KEY, UNSETTLED_KEY, RedisJobs
 from prevue.testing.contracts.queue import Blocker, Queue, QueueContract, QueueHarness, Recorder, command, eventually, running
 from prevue.testing.proxy import Proxy
+from prevue.wiring.queues import depth, open_consumer, open_enqueuer, queue_doubts
 
 TIMED_KEYS = ("rq:wip:prevue", "rq:scheduled:prevue", UNSETTLED_KEY)
 FIRST_SEEN = "rq:queue:prevue:intermediate:first_seen:*"
@@ -466,3 +468,19 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
     certificate_file.write_bytes(certificate.public_bytes(Encoding.PEM))
     key_file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     return certificate_file, key_file
+
+
+async def test_url_alone_opens_all_sides(server: LocalRedis, client: Any) -> None:
+    settings = QueueSettings(url=server.url())
+    recorder = Recorder()
+    async with open_enqueuer(settings) as enqueuer, open_consumer(settings) as consumer:
+        await enqueuer.enqueue(command(1))
+        assert (await depth(settings)).messages == 1
+        stop = asyncio.Event()
+        task = asyncio.create_task(consumer.run(recorder, slots=1, stop=stop))
+        await eventually(lambda: client.zcard(UNSETTLED_KEY) == 0)
+        stop.set()
+        await task
+    assert recorder.seen == [command(1)]
+    assert (await depth(settings)).messages == 0
+    assert await queue_doubts(settings) == []
