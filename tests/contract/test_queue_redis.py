@@ -31,7 +31,7 @@ from prevue.errors import ConfigError, QueueUnavailable
 from prevue.local.cluster.programs import redis_program
 from prevue.local.redis import APP_RIGHTS, LocalRedis, environment, free_port
 from prevue.model import Message
-from prevue.queue.port import AlreadyEnqueued, Depth, Done, Enqueued, Handler
+from prevue.queue.port import AlreadyEnqueued, Depth, Done, Enqueued, Handler, Release, RetryAfter
 from prevue.queue.redis import RedisConsumer, RedisEnqueuer, RedisGauge
 from prevue.queue.redis_durability import doubts, sync_to_disk
 from prevue.queue.redis_jobs import REJECTED_KEY, UNSETTLED_KEY, RedisJobs
@@ -348,6 +348,30 @@ async def test_user_of_the_app_may_enqueue_and_nothing_else(server: LocalRedis, 
     async with RedisGauge.open(url) as gauge:
         with pytest.raises(QueueUnavailable, match="no permissions"):
             await gauge.depth()
+
+
+async def test_user_of_a_deployer_needs_nothing_dangerous(server: LocalRedis, client: Any, repository_root: Path) -> None:
+    rights = "~rq:* ~prevue:* +@all -@dangerous +info +config|get"
+    assert f"`{rights}`" in (repository_root / "docs" / "queues.md").read_text()
+    client.execute_command("ACL", "SETUSER", "deployer", "on", ">secret", *rights.split())
+    url = f"redis://deployer:secret@127.0.0.1:{server.port}/0"
+    recorder = Recorder(RetryAfter(0), Release(), RuntimeError("failed"))
+    async with (
+        RedisEnqueuer.open(url) as enqueuer,
+        RedisConsumer.open(url, lease_seconds=1, poll_seconds=0.1) as consumer,
+        RedisGauge.open(url) as gauge,
+    ):
+        await enqueuer.check()
+        await enqueuer.enqueue(command(1))
+        RedisJobs(client).put("no message", description="raw")
+        stop = asyncio.Event()
+        task = asyncio.create_task(consumer.run(recorder, slots=1, stop=stop))
+        await eventually(lambda: client.zcard(UNSETTLED_KEY) == 0)
+        assert (await gauge.depth()).messages == 0
+        stop.set()
+        await task
+    assert len(recorder.seen) == 4
+    assert client.llen(REJECTED_KEY) == 1
 
 
 def test_doubts_name_the_setting_and_the_value(client: Any) -> None:
