@@ -57,7 +57,7 @@ async def _postgresql(_folder: Path, database_url: str) -> AsyncIterator[str]:
 async def _redis(folder: Path, _database_url: str) -> AsyncIterator[str]:
     program, libraries = await asyncio.to_thread(redis_program, say)
     server = LocalRedis(folder / "redis", program, environment(libraries))
-    await asyncio.to_thread(server.start)
+    server.start(dies_with_parent=True)
     try:
         yield server.url()
     finally:

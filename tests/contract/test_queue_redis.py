@@ -26,16 +26,18 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 
+from prevue.config import QueueSettings
 from prevue.errors import ConfigError, QueueUnavailable
 from prevue.local.cluster.programs import redis_program
 from prevue.local.redis import APP_RIGHTS, LocalRedis, environment, free_port
 from prevue.model import Message
-from prevue.queue.port import AlreadyEnqueued, Depth, Done, Enqueued, Handler
+from prevue.queue.port import AlreadyEnqueued, Depth, Done, Enqueued, Handler, Release, RetryAfter
 from prevue.queue.redis import RedisConsumer, RedisEnqueuer, RedisGauge
 from prevue.queue.redis_durability import doubts, sync_to_disk
 from prevue.queue.redis_jobs import REJECTED_KEY, UNSETTLED_KEY, RedisJobs
 from prevue.testing.contracts.queue import Blocker, Queue, QueueContract, QueueHarness, Recorder, command, eventually, running
 from prevue.testing.proxy import Proxy
+from prevue.wiring.queues import depth, open_consumer, open_enqueuer, queue_doubts
 
 TIMED_KEYS = ("rq:wip:prevue", "rq:scheduled:prevue", UNSETTLED_KEY)
 FIRST_SEEN = "rq:queue:prevue:intermediate:first_seen:*"
@@ -113,7 +115,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRedis]:
     """A real server; the first run on a machine fetches it."""
     program, libraries = redis_program(print)
     one = LocalRedis(tmp_path_factory.mktemp("redis"), program, environment(libraries))
-    one.start()
+    one.start(dies_with_parent=True)
     try:
         yield one
     finally:
@@ -150,7 +152,7 @@ async def test_messages_survive_the_server(server: LocalRedis, harness: RedisHar
         await eventually(lambda: blocker.inside == 1)
         await queue.enqueue(command(2))
         server.kill()
-        server.start()
+        server.start(dies_with_parent=True)
         async with harness.open() as other:
             await other.enqueue(command(3))
         blocker.may_end.set()
@@ -348,6 +350,30 @@ async def test_user_of_the_app_may_enqueue_and_nothing_else(server: LocalRedis, 
             await gauge.depth()
 
 
+async def test_user_of_a_deployer_needs_nothing_dangerous(server: LocalRedis, client: Any, repository_root: Path) -> None:
+    rights = "~rq:* ~prevue:* +@all -@dangerous +info +config|get"
+    assert f"`{rights}`" in (repository_root / "docs" / "queues.md").read_text()
+    client.execute_command("ACL", "SETUSER", "deployer", "on", ">secret", *rights.split())
+    url = f"redis://deployer:secret@127.0.0.1:{server.port}/0"
+    recorder = Recorder(RetryAfter(0), Release(), RuntimeError("failed"))
+    async with (
+        RedisEnqueuer.open(url) as enqueuer,
+        RedisConsumer.open(url, lease_seconds=1, poll_seconds=0.1) as consumer,
+        RedisGauge.open(url) as gauge,
+    ):
+        await enqueuer.check()
+        await enqueuer.enqueue(command(1))
+        RedisJobs(client).put("no message", description="raw")
+        stop = asyncio.Event()
+        task = asyncio.create_task(consumer.run(recorder, slots=1, stop=stop))
+        await eventually(lambda: client.zcard(UNSETTLED_KEY) == 0)
+        assert (await gauge.depth()).messages == 0
+        stop.set()
+        await task
+    assert len(recorder.seen) == 4
+    assert client.llen(REJECTED_KEY) == 1
+
+
 def test_doubts_name_the_setting_and_the_value(client: Any) -> None:
     assert doubts(client) == []  # the local server's settings are those that are wanted
     before = {name: client.config_get(name)[name] for name in ("appendonly", "appendfsync", "maxmemory", "maxmemory-policy")}
@@ -433,7 +459,7 @@ async def test_tls(tmp_path: Path) -> None:
         "tls-auth-clients": "no",
     }
     one = LocalRedis(tmp_path / "redis", program, environment(libraries), settings=settings)
-    one.start()
+    one.start(dies_with_parent=True)
     try:
         url = f"rediss://:{one.password}@localhost:{tls_port}/0"
         async with RedisEnqueuer.open(f"{url}?ssl_ca_certs={certificate}") as enqueuer:
@@ -466,3 +492,19 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
     certificate_file.write_bytes(certificate.public_bytes(Encoding.PEM))
     key_file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     return certificate_file, key_file
+
+
+async def test_url_alone_opens_all_sides(server: LocalRedis, client: Any) -> None:
+    settings = QueueSettings(url=server.url())
+    recorder = Recorder()
+    async with open_enqueuer(settings) as enqueuer, open_consumer(settings) as consumer:
+        await enqueuer.enqueue(command(1))
+        assert (await depth(settings)).messages == 1
+        stop = asyncio.Event()
+        task = asyncio.create_task(consumer.run(recorder, slots=1, stop=stop))
+        await eventually(lambda: client.zcard(UNSETTLED_KEY) == 0)
+        stop.set()
+        await task
+    assert recorder.seen == [command(1)]
+    assert (await depth(settings)).messages == 0
+    assert await queue_doubts(settings) == []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -78,6 +80,15 @@ async def test_everything_is_counted() -> None:
         "prevue_requests_finished_total failed": 1,
     }
     assert (await samples(page))["prevue_slots_busy"] == 0
+
+
+async def test_every_metric_is_documented() -> None:
+    page = MetricsPage(Metrics(slots=1), Queue(Depth(1, 1.0)))
+    text = (Path(__file__).parents[2] / "docs" / "autoscaling.md").read_text()
+    types = [line.split()[2:] for line in (await page.render()).decode().splitlines() if line.startswith("# TYPE ")]
+    assert {name for name, _ in types} >= {"prevue_slots", "prevue_queue_messages", "prevue_claims_total"}
+    for name, kind in types:
+        assert re.search(rf"^\| `{name}[`{{].*\| {kind} \|", text, flags=re.MULTILINE), name
 
 
 async def test_scrapes_share_a_question() -> None:

@@ -11,11 +11,13 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from prevue.errors import PrevueError
+from prevue.local.postgres import die_with_parent
 
 APP_RIGHTS = "~rq:* ~prevue:* +hset +rpush +sadd +zadd +set +multi +exec +ping +info +config|get +client|setname +hello"
 """What the GitHub App's user needs, in the words of `ACL SETUSER`: to enqueue, to be checked, and no more. docs/queues.md tells it."""
@@ -74,8 +76,10 @@ class LocalRedis:
         """All that the child gets to see of the environment."""
         return self._environ
 
-    def start(self) -> None:
+    def start(self, *, dies_with_parent: bool = False) -> None:
         """Start it and wait until it answers, its file read again.
+
+        `dies_with_parent`: the kernel ends it with the thread that called this (Linux); for test runs that are killed.
 
         Raises:
             RedisFailed: it did not.
@@ -83,7 +87,13 @@ class LocalRedis:
         log = self.folder / "redis.log"
         with log.open("ab") as sink:
             self._process = subprocess.Popen(
-                self.command(), stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, env=self._environ, start_new_session=True
+                self.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                env=self._environ,
+                start_new_session=True,
+                preexec_fn=die_with_parent if dies_with_parent and sys.platform == "linux" else None,  # noqa: PLW1509 (one system call)
             )
         until = time.monotonic() + START_SECONDS_MAX
         while not self.answers():

@@ -35,7 +35,7 @@ from prevue.queue.redis_jobs import Delivery, RedisJobs
 SCHEMES = ("redis", "rediss")
 ENQUEUE_SECONDS_MAX = 3.0
 """An enqueue that takes longer has failed: GitHub waits 10 s for its answer, and lists the delivery as failed, which is repaired."""
-ENQUEUE_THREADS = 32
+ENQUEUE_THREADS = 64
 """Per App process, made as they are needed, each with a connection: one that waits for the disk (up to 1 s) does not hold up the others."""
 LEASE_SECONDS = 15.0
 """How long a received message is kept from others; extended at a third of it. A dead deployer's messages come back after it. Longer than
