@@ -25,6 +25,7 @@ import structlog
 from prevue.errors import MessageInvalid, QueueUnavailable
 from prevue.model import Message, decode_message, encode_message
 from prevue.postgres import CONNECT_SECONDS_MAX, FairPool, check_url, is_outage, open_pool, outages_as
+from prevue.queue.handling import ask
 from prevue.queue.identity import message_identity
 from prevue.queue.port import AlreadyEnqueued, Consumer, Depth, Done, Enqueued, Enqueuer, Gauge, Handler, Release, RetryAfter, Settlement
 
@@ -223,18 +224,13 @@ class PostgresConsumer:
 
     async def _handle(self, handler: Handler, received: _Received) -> None:
         """One delivery, from the handler to the settlement. Nothing but cancellation leaves this."""
-        settlement: Settlement
         try:
-            settlement = await handler(received.message)
-        except asyncio.CancelledError as exc:
-            if _is_cancelled():
-                await self._release_cancelled(received)
-                raise
-            settlement = self._failed(received, exc)  # something inside the handler was cancelled, the handler was not
-        except Exception as exc:  # noqa: BLE001 (whatever it is: the message comes back, and the others go on)
-            settlement = self._failed(received, exc)
+            answer = await ask(handler, received.message)
+        except asyncio.CancelledError:
+            await self._release_cancelled(received)
+            raise
         try:
-            await self._settle(received, settlement)
+            await self._settle(received, self._failed(received, answer) if isinstance(answer, BaseException) else answer)
         finally:
             self._held.pop(received.receipt, None)
 
@@ -324,12 +320,6 @@ class PostgresConsumer:
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._wake.set()
-
-
-def _is_cancelled() -> bool:
-    """Whether the running task itself was asked to end."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 _enqueuer: type[Enqueuer] = PostgresEnqueuer
