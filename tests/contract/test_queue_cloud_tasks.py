@@ -54,6 +54,7 @@ class Front:
     def __init__(self, client: httpx2.AsyncClient) -> None:
         self.doors: list[int] = []
         self.is_out = False
+        self.is_over = False
         self._client = client
         self._turn = 0
         self._passed = 0.0
@@ -77,7 +78,9 @@ class Front:
 
     async def _dispatch(self, request: Request) -> Response:
         name = request.headers["x-cloudtasks-taskname"]
-        while self.is_out or not self.doors or self._now() < self._not_before.get(name, 0):  # noqa: ASYNC110 (any of three)
+        while self.is_out or not self.doors or self._now() < self._not_before.get(name, 0):
+            if self.is_over:
+                return Response(status_code=503)
             await asyncio.sleep(0.02)  # not sent yet: answered, the emulator would ask again at once
         self._turn += 1
         dispatch = _Dispatch(self.doors[self._turn % len(self.doors)], self._now())
@@ -223,5 +226,6 @@ class TestCloudTasksQueue(contract.QueueContract):
             with structlog.testing.capture_logs() as harness.logged:
                 yield harness
             await harness.remove()
+            front.is_over = True
             server.should_exit = True
             await serving
