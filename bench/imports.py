@@ -21,6 +21,8 @@ URLS = {
     "none": "",
     "PostgreSQL": "postgresql://user:password@host/database",
     "Redis": "redis://host:6379/0",
+    "Cloud Tasks": "cloudtasks://project/location/queue",
+    "Pub/Sub": "pubsub://project/topic?subscription=name",
 }
 PROGRAM = """
 import json, sys, time
