@@ -6,6 +6,7 @@ So the App imports its own queue's library and no other (docs/queues.md has the 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from prevue.queue.port import Change, Consumer, Creator, Depth, Enqueuer, Gauge
 
 DOUBTS_SECONDS_MAX = 5.0
 """A process does not wait longer for them before it starts."""
+
+# Read when Google's libraries are imported. A process forks only to run Helm, where gRPC's handlers do nothing but complain.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 _log = structlog.get_logger(__name__)
 
