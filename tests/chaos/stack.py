@@ -23,6 +23,7 @@ from tests.chaos.balancer import LOOPBACK, balance
 
 from prevue.local import dev, stack_services
 from prevue.local.folder import DevFile, StackFolder
+from prevue.local.queues import LocalQueue
 from prevue.local.stack import Options, Report, Stack
 from prevue.local.stack_services import Access, Ports
 from prevue.local.supervisor import Service, Supervisor
@@ -46,9 +47,9 @@ class ChaosStack(Stack):
         self.app_ports = every.deployers[DEPLOYERS:]
         self.ports = dataclasses.replace(every, deployers=every.deployers[:DEPLOYERS])
 
-    def services(self, access: Access) -> list[Service]:
+    def services(self, access: Access, queue: LocalQueue) -> list[Service]:
         """As usual, with an App for each of their ports; webhooks go to the balancer's."""
-        usual = super().services(access)
+        usual = super().services(access, queue)
         (app,) = [service for service in usual if service.role == "github-app"]
         # Elsewhere deployers have machines of their own; here previews, their control plane and the driver take every core that there is.
         others = [dataclasses.replace(service, niceness=stack_services.FIRST) for service in usual if service is not app]

@@ -68,7 +68,13 @@ def _open_github(settings: Settings) -> AbstractAsyncContextManager[AppProbe]:
 def _open_queue(settings: Settings) -> AbstractAsyncContextManager[Enqueuer]:
     from prevue.wiring.queues import open_enqueuer
 
-    return open_enqueuer(settings.queue.url)
+    return open_enqueuer(settings.queue)
+
+
+async def _queue_doubts(settings: Settings) -> list[str]:
+    from prevue.wiring.queues import queue_doubts
+
+    return await queue_doubts(settings.queue)
 
 
 async def _check_schema(settings: Settings) -> None:
@@ -114,6 +120,7 @@ class Neighbours:
 
     github: Callable[[Settings], AbstractAsyncContextManager[AppProbe]] = field(default=_open_github)
     queue: Callable[[Settings], AbstractAsyncContextManager[Enqueuer]] = field(default=_open_queue)
+    queue_doubts: Callable[[Settings], Awaitable[list[str]]] = field(default=_queue_doubts)
     schema: Callable[[Settings], Awaitable[None]] = field(default=_check_schema)
     helm: Callable[[Settings], AbstractAsyncContextManager[HelmProbe]] = field(default=_open_helm)
     cluster: Callable[[Settings], AbstractAsyncContextManager[ClusterProbe]] = field(default=_open_cluster)
@@ -134,7 +141,7 @@ async def examine(
             "compare github.app_id, the private key and this machine's clock with the App's page",
             lambda: _app(settings, near),
         ),
-        ("queue", "is queue.url right, the database up, `prevue migrate` done?", lambda: _queue(settings, near)),
+        ("queue", "is queue.url right, its server up, and with PostgreSQL `prevue migrate` done?", lambda: _queue(settings, near)),
     ]
     if "deployer" in processes:
         checks += [
@@ -185,7 +192,8 @@ async def _app(settings: Settings, near: Neighbours) -> list[Line]:
 async def _queue(settings: Settings, near: Neighbours) -> list[Line]:
     async with near.queue(settings) as queue:
         await queue.check()
-    return [Line(level=Level.OK, name="queue", text=f"{masked_url(settings.queue.url)} takes messages")]
+    lines = [Line(level=Level.OK, name="queue", text=f"{masked_url(settings.queue.url)} takes messages")]
+    return lines + [Line(level=Level.WARN, name="queue", text=text) for text in await near.queue_doubts(settings)]
 
 
 async def _store(settings: Settings, near: Neighbours) -> list[Line]:
