@@ -6,7 +6,7 @@ and nothing is called: its one argument is the message's JSON (never pickle). RQ
     queue (list) → intermediate (list; taken, not started) → started (sorted by the lease's end) → deleted
                                                             ↘ scheduled (sorted by the time to come back) → queue
 
-Whoever moves a job watches the job's hash, which every move changes: of two that move the same job, the second looks again.
+Whoever settles a job or brings it back watches the job's hash, which every move changes: of two that do, the second looks again.
 A delivery is known by its RQ execution; once that left the started jobs, whatever its handler answers changes nothing.
 Times are this machine's clock, in whole seconds, as RQ's are.
 
