@@ -92,5 +92,5 @@ simulate-bugs: sync ## Look for every planted bug; writes the table of docs/simu
 simulate-crashes: sync ## Kill App and deployer at every await of the happy path, then at every second one, too
 	@$(RUN) python -m tests.simulation --processes $(PROCESSES) crashes --double
 
-chaos: sync ## KILLS=200 real processes killed under load, on PostgreSQL, Helm and cluster; then an independent check. SEED=… repeats the draws
-	@$(RUN) python -m tests.chaos --kills $(KILLS) $(if $(SEED),--seed $(SEED))
+chaos: sync ## KILLS=200 real processes killed under load, on QUEUE=postgresql|redis|cloudtasks|pubsub, PostgreSQL, Helm and cluster; then an independent check. SEED=… repeats the draws
+	@$(RUN) python -m tests.chaos --queue $(QUEUE) --kills $(KILLS) $(if $(SEED),--seed $(SEED))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,7 +20,7 @@ from prevue.local.emulators import LOOPBACK, CloudTasksEmulator, PubSubEmulator,
 from prevue.local.folder import StackFolder
 from prevue.local.redis import LocalRedis
 from prevue.local.redis import environment as redis_environment
-from prevue.local.stack_services import FIRST, environment, free_ports, listens
+from prevue.local.stack_services import free_ports
 from prevue.local.supervisor import Service
 
 ATTEMPTS = 1_000_000
@@ -63,7 +62,7 @@ def pubsub(folder: StackFolder, _deployers: int, progress: Progress) -> LocalQue
     emulator = PubSubEmulator(program=program, port=free_ports(1)[0])
     url = "pubsub://local/prevue?subscription=prevue&dead_letter=prevue-dead"
     section = {"url": url, "pubsub": {"endpoint": emulator.endpoint}}
-    service = _service("pubsub-emulator", emulator.command, emulator.port, folder)
+    service = stack_services.listener("pubsub-emulator", emulator.command, emulator.port, folder)
     return LocalQueue(deployer=section, app=section, services=[service], prepare=lambda: asyncio.run(_make_pubsub(url, emulator)))
 
 
@@ -84,29 +83,15 @@ def cloudtasks(folder: StackFolder, deployers: int, progress: Progress) -> Local
             "certificates_url": emulator.certificates_url,
         },
     }
-    ports = ",".join(str(door) for door in doors)
-    balance = [sys.executable, "-m", "prevue.local.balancer", "--port", str(front), "--to", ports]
     services = [
-        _service("cloud-tasks-emulator", emulator.command, port, folder),
-        _service("balancer", balance, front, folder),
+        stack_services.listener("cloud-tasks-emulator", emulator.command, port, folder),
+        stack_services.balancer("tasks-balancer", front, doors, folder),
     ]
     prepare = functools.partial(_make_cloud_tasks, url, emulator, deployers)
     return LocalQueue(deployer=section, app=section, services=services, prepare=lambda: asyncio.run(prepare()), door_ports=doors)
 
 
 KINDS: dict[str, Callable[[StackFolder, int, Progress], LocalQueue]] = {"redis": redis, "cloudtasks": cloudtasks, "pubsub": pubsub}
-
-
-def _service(name: str, command: Sequence[str], port: int, folder: StackFolder) -> Service:
-    return Service(
-        name=name,
-        role=name,
-        command=lambda: command,
-        environ=environment(folder),
-        is_ready=lambda: listens(port),
-        niceness=FIRST,
-        stop_seconds=5,
-    )
 
 
 async def _make_pubsub(url: str, emulator: PubSubEmulator) -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,25 @@ def redis(server: LocalRedis, folder: StackFolder) -> Service:
         niceness=FIRST,
         stop_seconds=10,
     )
+
+
+def listener(name: str, command: Sequence[str], port: int, folder: StackFolder) -> Service:
+    """A program that is ready as soon as it listens on its port."""
+    return Service(
+        name=name,
+        role=name,
+        command=lambda: command,
+        environ=environment(folder),
+        is_ready=lambda: listens(port),
+        niceness=FIRST,
+        stop_seconds=5,
+    )
+
+
+def balancer(name: str, port: int, doors: Sequence[int], folder: StackFolder) -> Service:
+    """A load balancer on `port` before `doors`."""
+    ports = ",".join(str(door) for door in doors)
+    return listener(name, [sys.executable, "-m", "prevue.local.balancer", "--port", str(port), "--to", ports], port, folder)
 
 
 def local_github(access: Access, next_repository_id: Callable[[], int]) -> Service:
