@@ -402,7 +402,7 @@ def dev_up(
     *,
     detach: bool = False,
     deployers: int = 1,
-    queue: Literal["postgresql", "redis"] = "postgresql",
+    queue: Literal["postgresql", "redis", "cloudtasks", "pubsub"] = "postgresql",
     kubeconfig: Path | None = None,
     image_loader: str | None = None,
     debug: Debug = False,  # noqa: ARG001  `main` looks for it

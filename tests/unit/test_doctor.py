@@ -202,4 +202,5 @@ async def test_what_the_queue_may_lose_is_a_warning_each() -> None:
     lines = [line async for line in examine(SETTINGS, processes=("github-app",), places={}, neighbours=replace(GOOD, queue_doubts=doubts))]
     queue = [(line.level, line.text) for line in lines if line.name == "queue"]
     assert [level for level, _ in queue] == [Level.OK, Level.WARN, Level.WARN]
+    assert all("docs/queues.md" in line.next_step for line in lines if line.level is Level.WARN)
     assert [text for _, text in queue[1:]] == ["Redis: appendonly is not yes", "Redis: maxmemory-policy is allkeys-lru"]

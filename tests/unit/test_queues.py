@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from prevue.config import QueueSettings
 from prevue.errors import ConfigError, QueueUnavailable
-from prevue.wiring.queues import BACKENDS, open_consumer, open_enqueuer, open_gauge, queue_doubts, warn_of_doubts
+from prevue.wiring.queues import BACKENDS, next_step, open_consumer, open_enqueuer, open_gauge, warn_of_doubts
 
 LIBRARIES = {
     "postgresql://user:password@host/database": {"asyncpg"},
@@ -53,16 +53,55 @@ def test_wrong_scheme_lists_those_there_are(opened: object) -> None:
     assert all(f"{scheme}://" in str(raised.value) for scheme in BACKENDS)
 
 
-async def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "rq", None)
-    for name in [name for name in sys.modules if name.startswith(("prevue.queue.redis", "rq."))]:
-        monkeypatch.delitem(sys.modules, name)
-    settings = QueueSettings(url="redis://host:6379/0")
-    for opened in (open_enqueuer, open_consumer, open_gauge):
-        with pytest.raises(ConfigError, match=r"pip install 'prevue\[redis\]'"):
-            opened(settings)
-    with pytest.raises(ConfigError, match=r"prevue\[redis\]"):
-        await queue_doubts(settings)
+_WITHOUT_EXTRAS = """
+import asyncio, sys
+sys.modules.update(dict.fromkeys(["google", "grpc", "redis", "rq"]))  # as if they were not installed
+from prevue.config import QueueSettings
+from prevue.errors import ConfigError
+from prevue.wiring import queues
+settings = QueueSettings(url=sys.argv[1])
+calls = {
+    "enqueuer": lambda: queues.open_enqueuer(settings),
+    "consumer": lambda: queues.open_consumer(settings),
+    "gauge": lambda: queues.open_gauge(settings),
+    "doubts": lambda: asyncio.run(queues.queue_doubts(settings)),
+    "create": lambda: asyncio.run(queues.create(settings, slots=1, check=True)),
+}
+for name in sys.argv[2:]:
+    try:
+        calls[name]()
+    except ConfigError as exc:
+        print(exc)
+"""
+
+
+@pytest.mark.parametrize(
+    ("url", "extra", "last"),
+    [
+        ("redis://host:6379/0", "redis", "doubts"),
+        ("cloudtasks://project/location/queue", "gcp", "create"),
+        ("pubsub://project/topic?subscription=name", "gcp", "create"),
+    ],
+)
+def test_missing_extra_is_named(url: str, extra: str, last: str) -> None:
+    command = [sys.executable, "-c", _WITHOUT_EXTRAS, url, "enqueuer", "consumer", "gauge", last]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    assert len(said) == 4
+    assert all(line.endswith(f"which is not installed: pip install 'prevue[{extra}]'") for line in said), said
+
+
+@pytest.mark.parametrize(
+    ("url", "word"),
+    [
+        ("postgresql://host/database", "prevue migrate"),
+        ("rediss://host", "docs/queues.md"),
+        ("cloudtasks://project/location/queue", "prevue queue create"),
+        ("pubsub://project/topic?subscription=name", "prevue queue create"),
+        ("amqp://host", "lists the queues"),
+    ],
+)
+def test_next_step_is_the_chosen_queue_s(url: str, word: str) -> None:
+    assert word in next_step(QueueSettings(url=url))
 
 
 async def test_doubts_are_logged_at_start_and_a_server_that_is_down_hinders_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from redis.retry import Retry
 
 from prevue.errors import ConfigError, MessageInvalid, QueueUnavailable
 from prevue.model import Message, decode_message, encode_message
+from prevue.queue.handling import ask
 from prevue.queue.port import AlreadyEnqueued, Consumer, Depth, Done, Enqueued, Enqueuer, Gauge, Handler, Release, RetryAfter, Settlement
 from prevue.queue.redis_durability import doubts, sync_to_disk
 from prevue.queue.redis_jobs import Delivery, RedisJobs
@@ -243,27 +244,25 @@ class RedisConsumer:
     async def _handle(self, handler: Handler, delivery: Delivery, message: Message) -> None:
         """One delivery, from the handler to the settlement. Nothing but cancellation leaves this."""
         try:
-            settlement = await handler(message)
-        except asyncio.CancelledError as exc:
-            if _is_cancelled():
+            try:
+                answer = await ask(handler, message)
+            except asyncio.CancelledError:
                 await self._release_cancelled(delivery)
                 raise
-            await self._failed(delivery, exc)  # something inside the handler was cancelled, the handler was not
-        except Exception as exc:  # noqa: BLE001 (whatever it is: the message comes back, and the others go on)
-            await self._failed(delivery, exc)
-        else:
-            await self._act_on(delivery, settlement)
+            await self._act_on(delivery, answer)
         finally:
             self._held.pop(delivery.execution.id, None)
 
-    async def _act_on(self, delivery: Delivery, settlement: Settlement) -> None:
-        match settlement:
+    async def _act_on(self, delivery: Delivery, answer: Settlement | BaseException) -> None:
+        match answer:
             case Done():
                 await self._settle(delivery, self._jobs.done)
             case RetryAfter(delay):
                 await self._settle(delivery, self._jobs.delay, max(0.0, delay))
             case Release():
                 await self._settle(delivery, self._jobs.release)
+            case _:
+                await self._failed(delivery, answer)
 
     async def _failed(self, delivery: Delivery, exc: BaseException) -> None:
         backoff = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2 ** min(delivery.failures, 10)) * random.uniform(0.8, 1.2)  # noqa: S311
@@ -358,12 +357,6 @@ def _check(client: Redis) -> None:
     if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
         raise QueueUnavailable(f"Redis {version} is too old: 6.2 or newer is needed (LMOVE)")
     client.set("prevue:checked", version, ex=60)  # a replica, a full server and a role without the right refuse it
-
-
-def _is_cancelled() -> bool:
-    """Whether the running task itself was asked to end."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 _enqueuer: type[Enqueuer] = RedisEnqueuer

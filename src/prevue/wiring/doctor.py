@@ -21,6 +21,7 @@ from prevue.queue.port import Enqueuer
 from prevue.settings import masked_url
 from prevue.settings_check import Process, check
 from prevue.statestore.port import AlarmStore, JanitorStore, TokenStore
+from prevue.wiring import queues
 
 CHECK_SECONDS = 30.0
 """Longer than any client's own time-out, so that the client's better error comes first."""
@@ -66,15 +67,11 @@ def _open_github(settings: Settings) -> AbstractAsyncContextManager[AppProbe]:
 
 
 def _open_queue(settings: Settings) -> AbstractAsyncContextManager[Enqueuer]:
-    from prevue.wiring.queues import open_enqueuer
-
-    return open_enqueuer(settings.queue)
+    return queues.open_enqueuer(settings.queue)
 
 
 async def _queue_doubts(settings: Settings) -> list[str]:
-    from prevue.wiring.queues import queue_doubts
-
-    return await queue_doubts(settings.queue)
+    return await queues.queue_doubts(settings.queue)
 
 
 async def _check_schema(settings: Settings) -> None:
@@ -141,7 +138,7 @@ async def examine(
             "compare github.app_id, the private key and this machine's clock with the App's page",
             lambda: _app(settings, near),
         ),
-        ("queue", "is queue.url right, its server up, and with PostgreSQL `prevue migrate` done?", lambda: _queue(settings, near)),
+        ("queue", queues.next_step(settings.queue), lambda: _queue(settings, near)),
     ]
     if "deployer" in processes:
         checks += [
@@ -193,7 +190,8 @@ async def _queue(settings: Settings, near: Neighbours) -> list[Line]:
     async with near.queue(settings) as queue:
         await queue.check()
     lines = [Line(level=Level.OK, name="queue", text=f"{masked_url(settings.queue.url)} takes messages")]
-    return lines + [Line(level=Level.WARN, name="queue", text=text) for text in await near.queue_doubts(settings)]
+    doubts = await near.queue_doubts(settings)
+    return lines + [Line(level=Level.WARN, name="queue", text=text, next_step="docs/queues.md says what is durable") for text in doubts]
 
 
 async def _store(settings: Settings, near: Neighbours) -> list[Line]:

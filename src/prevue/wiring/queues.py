@@ -34,6 +34,8 @@ class Backend:
     enqueuer: Callable[[QueueSettings], AbstractAsyncContextManager[Enqueuer]]
     consumer: Callable[[QueueSettings], AbstractAsyncContextManager[Consumer]]
     gauge: Callable[[QueueSettings], AbstractAsyncContextManager[Gauge]]
+    next_step: str
+    """What an operator looks at where it takes no message."""
     extra: str = ""
     """What must be installed beside Prevue: `prevue[extra]`; empty where Prevue brings it."""
     doubts: Callable[[QueueSettings], Awaitable[list[str]]] | None = None
@@ -133,10 +135,36 @@ def _pubsub_creator(settings: QueueSettings) -> AbstractAsyncContextManager[Crea
     return PubSubCreator.open(settings.url, settings.pubsub)
 
 
-_POSTGRES = Backend(_postgres_enqueuer, _postgres_consumer, _postgres_gauge)
-_REDIS = Backend(_redis_enqueuer, _redis_consumer, _redis_gauge, extra="redis", doubts=_redis_doubts)
-_CLOUD_TASKS = Backend(_cloud_tasks_enqueuer, _cloud_tasks_consumer, _cloud_tasks_gauge, extra="gcp", creator=_cloud_tasks_creator)
-_PUBSUB = Backend(_pubsub_enqueuer, _pubsub_consumer, _pubsub_gauge, extra="gcp", creator=_pubsub_creator)
+_POSTGRES = Backend(
+    _postgres_enqueuer,
+    _postgres_consumer,
+    _postgres_gauge,
+    next_step="is queue.url right and the database up? `prevue migrate` brings the table",
+)
+_REDIS = Backend(
+    _redis_enqueuer,
+    _redis_consumer,
+    _redis_gauge,
+    next_step="is queue.url right, and is it a primary that is up and not full? docs/queues.md has the rights and settings it needs",
+    extra="redis",
+    doubts=_redis_doubts,
+)
+_CLOUD_TASKS = Backend(
+    _cloud_tasks_enqueuer,
+    _cloud_tasks_consumer,
+    _cloud_tasks_gauge,
+    next_step="`prevue queue create` makes the queue, or says what it lacks; docs/queues/cloud-tasks.md has settings and roles",
+    extra="gcp",
+    creator=_cloud_tasks_creator,
+)
+_PUBSUB = Backend(
+    _pubsub_enqueuer,
+    _pubsub_consumer,
+    _pubsub_gauge,
+    next_step="`prevue queue create` makes topic and subscription, or says what they lack; docs/queues/pubsub.md has the roles",
+    extra="gcp",
+    creator=_pubsub_creator,
+)
 BACKENDS: dict[str, Backend] = {
     "postgresql": _POSTGRES,
     "postgres": _POSTGRES,
@@ -178,6 +206,12 @@ def open_gauge(settings: QueueSettings) -> AbstractAsyncContextManager[Gauge]:
     backend = _backend(settings)
     with _extra_required(backend):
         return backend.gauge(settings)
+
+
+def next_step(settings: QueueSettings) -> str:
+    """What an operator looks at where the queue takes no message."""
+    backend = BACKENDS.get(urlsplit(settings.url).scheme)
+    return backend.next_step if backend else "docs/queues.md lists the queues and their URLs"
 
 
 async def depth(settings: QueueSettings) -> Depth:
