@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from prevue.config import CloudTasksSettings, PubSubSettings
+from prevue.config import CloudTasksSettings, DeployerSettings, PubSubSettings
 from prevue.local import stack_services
 from prevue.local.cluster.cache import Progress
 from prevue.local.cluster.programs import redis_program
@@ -25,6 +25,15 @@ from prevue.local.supervisor import Service
 
 ATTEMPTS = 1_000_000
 """Cloud Tasks' emulator takes -1, without limit, for none left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet:
+    """Whom the queue is for."""
+
+    deployers: int
+    slots: int = DeployerSettings().slots
+    """Of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +56,7 @@ class LocalQueue:
         return self.door_ports[number] if self.door_ports else None
 
 
-def redis(folder: StackFolder, _deployers: int, progress: Progress) -> LocalQueue:
+def redis(folder: StackFolder, _fleet: Fleet, progress: Progress) -> LocalQueue:
     """Redis, its data in the stack's folder."""
     program, libraries = redis_program(progress)
     progress("starting Redis")
@@ -55,7 +64,7 @@ def redis(folder: StackFolder, _deployers: int, progress: Progress) -> LocalQueu
     return LocalQueue(deployer={"url": server.url()}, app={"url": server.app_url()}, services=[stack_services.redis(server, folder)])
 
 
-def pubsub(folder: StackFolder, _deployers: int, progress: Progress) -> LocalQueue:
+def pubsub(folder: StackFolder, _fleet: Fleet, progress: Progress) -> LocalQueue:
     """Google's own Pub/Sub server for tests."""
     program = pubsub_program(progress)
     progress("starting the Pub/Sub emulator")
@@ -66,11 +75,11 @@ def pubsub(folder: StackFolder, _deployers: int, progress: Progress) -> LocalQue
     return LocalQueue(deployer=section, app=section, services=[service], prepare=lambda: asyncio.run(_make_pubsub(url, emulator)))
 
 
-def cloudtasks(folder: StackFolder, deployers: int, progress: Progress) -> LocalQueue:
+def cloudtasks(folder: StackFolder, fleet: Fleet, progress: Progress) -> LocalQueue:
     """The Cloud Tasks emulator, and a balancer in front of the deployers' doors."""
     program = cloud_tasks_program(progress)
     progress("starting the Cloud Tasks emulator")
-    port, issuer_port, front, *doors = free_ports(3 + deployers)
+    port, issuer_port, front, *doors = free_ports(3 + fleet.deployers)
     emulator = CloudTasksEmulator(program=program, port=port, issuer_port=issuer_port)
     url = "cloudtasks://local/here/prevue"
     section = {
@@ -87,11 +96,11 @@ def cloudtasks(folder: StackFolder, deployers: int, progress: Progress) -> Local
         stack_services.listener("cloud-tasks-emulator", emulator.command, port, folder),
         stack_services.balancer("tasks-balancer", front, doors, folder),
     ]
-    prepare = functools.partial(_make_cloud_tasks, url, emulator, deployers)
+    prepare = functools.partial(_make_cloud_tasks, url, emulator, fleet)
     return LocalQueue(deployer=section, app=section, services=services, prepare=lambda: asyncio.run(prepare()), door_ports=doors)
 
 
-KINDS: dict[str, Callable[[StackFolder, int, Progress], LocalQueue]] = {"redis": redis, "cloudtasks": cloudtasks, "pubsub": pubsub}
+KINDS: dict[str, Callable[[StackFolder, Fleet, Progress], LocalQueue]] = {"redis": redis, "cloudtasks": cloudtasks, "pubsub": pubsub}
 
 
 async def _make_pubsub(url: str, emulator: PubSubEmulator) -> None:
@@ -101,17 +110,16 @@ async def _make_pubsub(url: str, emulator: PubSubEmulator) -> None:
         await creator.create(slots=1, check=False)
 
 
-async def _make_cloud_tasks(url: str, emulator: CloudTasksEmulator, deployers: int) -> None:
+async def _make_cloud_tasks(url: str, emulator: CloudTasksEmulator, fleet: Fleet) -> None:
     """As `prevue queue create`, but for what the emulator takes differently."""
     from google.cloud.tasks_v2 import Queue, RateLimits, RetryConfig
 
-    from prevue.config import DeployerSettings
     from prevue.queue.addresses import CloudTasksAddress
     from prevue.queue.cloud_tasks import open_client
 
     address = CloudTasksAddress.parse(url)
     retry = RetryConfig(max_attempts=ATTEMPTS, min_backoff=timedelta(seconds=1), max_backoff=timedelta(seconds=10))
-    limits = RateLimits(max_concurrent_dispatches=DeployerSettings().slots * deployers)
+    limits = RateLimits(max_concurrent_dispatches=fleet.slots * fleet.deployers)
     async with open_client(CloudTasksSettings(endpoint=emulator.endpoint)) as client:
         queue = Queue(name=address.name, retry_config=retry, rate_limits=limits)
         await client.create_queue(parent=address.parent, queue=queue, retry=None, timeout=10)

@@ -25,13 +25,14 @@ from types import FrameType
 import msgspec
 import yaml
 
+from prevue.config import DeployerSettings
 from prevue.errors import PrevueError
 from prevue.local import ci, processes, stack_services
 from prevue.local.cluster import Cluster, ClusterHandle, ExternalCluster, LocalClusterError, join
 from prevue.local.cluster.locks import FileLock
-from prevue.local.folder import DevFile, StackFolder, SupervisorFile, replace
+from prevue.local.folder import DevFile, StackFolder, SupervisorFile, laid_over, replace
 from prevue.local.postgres import EmbeddedPostgres, prepare
-from prevue.local.queues import KINDS, LocalQueue
+from prevue.local.queues import KINDS, Fleet, LocalQueue
 from prevue.local.stack_services import Access, Ports
 from prevue.local.supervisor import Service, ServiceFailed, Supervisor
 
@@ -143,7 +144,7 @@ class Stack:
             self._cluster = self._join()
             queue = database.result()
         if self.options.queue != QUEUES[0]:
-            queue = self._start_queue()
+            queue = self._start_queue(overlay)
         self.progress("installing Prevue's rights and fence in the cluster")
         stack_services.install_in_cluster(self.cluster.kubeconfig, self.folder.deployer_kubeconfig)
         self._write_settings(queue, overlay)
@@ -216,9 +217,10 @@ class Stack:
             pids=pids | {name: [pid] for name, pid in self._cluster_pids.items()},
         )
 
-    def _start_queue(self) -> LocalQueue:
+    def _start_queue(self, overlay: Mapping[str, object]) -> LocalQueue:
         """Another queue than PostgreSQL's."""
-        queue = KINDS[self.options.queue](self.folder, self.options.deployers, self.progress)
+        slots = laid_over({"deployer": {"slots": DeployerSettings().slots}}, overlay)["deployer"]["slots"]
+        queue = KINDS[self.options.queue](self.folder, Fleet(deployers=self.options.deployers, slots=slots), self.progress)
         self.supervisor.start(*queue.services)
         queue.prepare()
         return queue
