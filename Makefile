@@ -66,7 +66,7 @@ bench-claim: sync ## A claim after 1,000 and after 1,000,000 past requests, besi
 interleavings: sync ## Every interleaving of two transactions of the statestore (make test: those with one forced stop)
 	@INTERLEAVINGS=all $(RUN) pytest tests/integration/test_postgres_interleavings.py -s
 
-bench-scale: sync ## 50 requests of 10 s on 1, 2 and 4 deployers: the speed-up; QUEUE=postgresql, redis
+bench-scale: sync ## 50 requests of 10 s on 1, 2 and 4 deployers: the speed-up; QUEUE=redis|cloudtasks|pubsub
 	@$(RUN) python bench/scale.py --queue $(QUEUE)
 
 bench-imports: sync ## What each queue costs the App to import: time and memory

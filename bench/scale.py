@@ -13,13 +13,14 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
 import asyncpg
+import msgspec
 
 # Run as a file: `bench` is not an installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -31,9 +32,11 @@ from prevue.config import LogSettings, QueueSettings
 from prevue.deployer.worker import Worker, WorkerLimits
 from prevue.github.port import GitHub
 from prevue.lifecycle import Finish, deployed
-from prevue.local.cluster.programs import redis_program
+from prevue.local.folder import StackFolder
 from prevue.local.postgres import EmbeddedPostgres, prepare
-from prevue.local.redis import LocalRedis, environment
+from prevue.local.queues import KINDS, Fleet, LocalQueue
+from prevue.local.stack import QUEUES
+from prevue.local.supervisor import Supervisor
 from prevue.migrations import migrate
 from prevue.model import Claim, Live, Message, PreviewState, Source, idempotency_key
 from prevue.statestore.port import ClaimLimits
@@ -49,29 +52,26 @@ ROUND_SECONDS_MAX = 600.0
 
 
 @asynccontextmanager
-async def _postgresql(_folder: Path, database_url: str) -> AsyncIterator[str]:
-    yield database_url
-
-
-@asynccontextmanager
-async def _redis(folder: Path, _database_url: str) -> AsyncIterator[str]:
-    program, libraries = await asyncio.to_thread(redis_program, say)
-    server = LocalRedis(folder / "redis", program, environment(libraries))
-    server.start(dies_with_parent=True)
+async def _queue(kind: str, folder: StackFolder, fleet: Fleet, database_url: str) -> AsyncIterator[LocalQueue]:
+    """The queue, ready to take messages, on fresh data."""
+    if kind == QUEUES[0]:
+        yield LocalQueue(deployer={"url": database_url}, app={"url": database_url})
+        return
+    folder.make()
+    queue = await asyncio.to_thread(KINDS[kind], folder, fleet, say)
+    supervisor = Supervisor(folder.logs, lambda _text: None)
     try:
-        yield server.url()
+        await asyncio.to_thread(supervisor.start, *queue.services)
+        await asyncio.to_thread(queue.prepare)
+        yield queue
     finally:
-        server.stop()
+        await asyncio.to_thread(supervisor.stop)
 
 
-QUEUES: dict[str, Callable[[Path, str], AbstractAsyncContextManager[str]]] = {"postgresql": _postgresql, "redis": _redis}
-"""How each queue is started; gives its URL."""
-
-
-async def deploy(queue_url: str, database_url: str) -> None:
+async def deploy(section: str, database_url: str) -> None:
     """One deployer process, until SIGTERM."""
     configure_logging(LogSettings(level="warning"))
-    settings = QueueSettings(url=queue_url)
+    settings = msgspec.json.decode(section, type=QueueSettings)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with (
@@ -101,10 +101,15 @@ async def deploy(queue_url: str, database_url: str) -> None:
 
 
 @asynccontextmanager
-async def deployers(count: int, queue_url: str, database_url: str) -> AsyncIterator[None]:
+async def deployers(count: int, queue: LocalQueue, database_url: str) -> AsyncIterator[None]:
     """So many processes, ready."""
-    command = [sys.executable, __file__, "--deployer", queue_url, database_url]
-    started = [await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE) for _ in range(count)]
+    started = []
+    for number in range(count):
+        section = dict(queue.deployer)
+        if (port := queue.door_port(number)) is not None:
+            section["cloud_tasks"] = {**section["cloud_tasks"], "listen_port": port}
+        command = [sys.executable, __file__, "--deployer", msgspec.json.encode(section).decode(), database_url]
+        started.append(await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE))
     try:
         for one in started:
             assert one.stdout is not None
@@ -137,17 +142,17 @@ def message(number: int) -> Message:
     )
 
 
-async def measure(postgres: EmbeddedPostgres, queue: str, count: int) -> float:
+async def measure(postgres: EmbeddedPostgres, kind: str, count: int) -> float:
     """Seconds that `count` deployers took, on fresh data."""
-    database_url = await postgres.create_database(f"scale_{queue}_{count}")
+    database_url = await postgres.create_database(f"scale_{kind}_{count}")
     await migrate(database_url)
     async with AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="prevue-scale-")))
-        queue_url = await stack.enter_async_context(QUEUES[queue](folder, database_url))
+        folder = StackFolder(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="prevue-scale-"))))
+        queue = await stack.enter_async_context(_queue(kind, folder, Fleet(deployers=count, slots=SLOTS), database_url))
         connection = await asyncpg.connect(database_url)
         stack.push_async_callback(connection.close)
-        enqueuer = await stack.enter_async_context(open_enqueuer(QueueSettings(url=queue_url)))
-        await stack.enter_async_context(deployers(count, queue_url, database_url))
+        enqueuer = await stack.enter_async_context(open_enqueuer(msgspec.convert(queue.app, type=QueueSettings)))
+        await stack.enter_async_context(deployers(count, queue, database_url))
         began = time.monotonic()
         await asyncio.gather(*(enqueuer.enqueue(message(number)) for number in range(1, REQUESTS + 1)))
         async with asyncio.timeout(ROUND_SECONDS_MAX):
@@ -189,8 +194,8 @@ async def main(queue: str) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--queue", choices=sorted(QUEUES), default="postgresql")
-    parser.add_argument("--deployer", nargs=2, metavar=("QUEUE_URL", "DATABASE_URL"), help=argparse.SUPPRESS)
+    parser.add_argument("--queue", choices=QUEUES, default=QUEUES[0])
+    parser.add_argument("--deployer", nargs=2, metavar=("QUEUE", "DATABASE_URL"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.deployer:
         asyncio.run(deploy(*options.deployer))
