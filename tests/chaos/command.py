@@ -61,7 +61,7 @@ def _verify(settings: Path, namespaces: set[str]) -> list[str]:
     try:
         report: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
-        return [f"prevue verify ended with code {done.returncode}: {done.stderr[-500:]}"]
+        return [f"prevue verify ended with code {done.returncode}: {done.stderr[-500:] or done.stdout[-500:]}"]
     found = [f"{each['invariant']}: {one['where']}: {one['text']}" for each in report["invariants"] for one in each["violations"]]
     unreadable = [one for one in report["unreadable"] if not one.startswith("pv-") or one.partition(":")[0] in namespaces]
     return [*found, *(f"unreadable: {one}" for one in unreadable)]
