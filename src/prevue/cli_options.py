@@ -29,7 +29,10 @@ Json = Annotated[bool, Parameter(name="--json", help="Print JSON, for programs."
 
 
 def checked(common: Common, process: Process) -> Loaded:
-    """Settings that `process` can start with; warnings go to standard error."""
+    """Settings that `process` can start with; warnings, and what the command's neighbours log, go to standard error."""
+    from prevue.telemetry import log_beside_output
+
+    log_beside_output()
     loaded = load(common.config)
     for text in check(loaded.settings, process=process, places=loaded.places):
         console.print_error(f"warning: {text}")

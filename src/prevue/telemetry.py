@@ -59,6 +59,15 @@ def get_logger() -> structlog.typing.FilteringBoundLogger:
     return logger
 
 
+def log_beside_output() -> None:
+    """For a command whose standard output is its result: what it uses warns on standard error, in one line, masked."""
+    structlog.configure(
+        processors=[structlog.processors.add_log_level, _masked_console(structlog.dev.ConsoleRenderer(colors=False))],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=lambda *_names: structlog.BytesLogger(sys.stderr.buffer),
+    )
+
+
 def _action_first(_logger: object, _method: str, event: EventDict) -> EventDict:
     # structlog calls it "event", which is GitHub's word for something else here.
     return {"at": event.pop("timestamp"), "level": event.pop("level"), "action": event.pop("event"), **event}

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import structlog
 
 from prevue import cli
 from prevue.config import QueueSettings, Settings
@@ -311,6 +312,26 @@ def test_queue_depth(
     assert run(capsys, "queue", "depth") == (0, text, "")
     code, out, _ = run(capsys, "queue", "depth", "--json")
     assert (code, json.loads(out)) == (0, machine)
+
+
+def test_what_is_logged_meanwhile_is_not_in_the_output(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Gauge:
+        async def depth(self) -> Depth:
+            structlog.get_logger().info("queue_asked")
+            structlog.get_logger().warning("queue_slow", url="redis://:hunter2@h")
+            return Depth(0, 0.0)
+
+    @asynccontextmanager
+    async def opened(_settings: QueueSettings) -> AsyncIterator[Gauge]:
+        yield Gauge()
+
+    monkeypatch.setenv("PREVUE_QUEUE__URL", "redis://h")
+    monkeypatch.setitem(BACKENDS, "redis", replace(BACKENDS["redis"], gauge=opened))
+    code, out, err = run(capsys, "queue", "depth", "--json")
+    assert (code, json.loads(out)) == (0, {"messages": 0, "oldest_seconds": 0.0})
+    assert "queue_slow" in err
+    assert "hunter2" not in err
+    assert "queue_asked" not in err
 
 
 def test_queue_that_is_down_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
