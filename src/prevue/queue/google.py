@@ -21,7 +21,8 @@ CALL_SECONDS_MAX = 5.0
 CHANNEL_OPTIONS = (
     # gRPC's own waits grow to two minutes: a queue that is back would not be noticed.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Not a wait, but how long one attempt to connect may take: TCP, TLS and HTTP/2, on a bad day.
+    ("grpc.min_reconnect_backoff_ms", int(ENQUEUE_SECONDS_MAX * 1000)),
     ("grpc.max_reconnect_backoff_ms", 5_000),
     ("grpc.keepalive_time_ms", 30_000),
 )
