@@ -12,8 +12,10 @@ SEEDS ?= 20000
 KILLS ?= 200
 SEED ?=
 PROCESSES ?= 2
+QUEUE ?= postgresql
+DEPLOYERS ?= 1
 
-.PHONY: help sync demo test check format-check lint types contracts fmt unit bench-burst bench-webhook bench-claim interleavings docs github-description clean model simulate simulate-bugs simulate-crashes chaos
+.PHONY: help sync demo test check format-check lint types contracts fmt unit bench-burst bench-webhook bench-claim bench-scale bench-imports interleavings docs github-description clean model simulate simulate-bugs simulate-crashes chaos
 
 help: ## Print these targets
 	@printf 'Prevue: a running preview on Kubernetes for every GitHub pull request.\n\n'
@@ -22,14 +24,14 @@ help: ## Print these targets
 sync: ## Install the locked dependencies into .venv
 	@$(UV) sync --locked --quiet
 
-demo: sync ## Comment /preview on a local pull request and watch it become a URL; BURST=50 does 50 at once
-	@$(RUN) python -m prevue.local.demo $(if $(BURST),--burst $(BURST))
+demo: sync ## Comment /preview on a local pull request and watch it become a URL; BURST=50, QUEUE=redis|cloudtasks|pubsub, DEPLOYERS=2
+	@$(RUN) python -m prevue.local.demo --queue $(QUEUE) --deployers $(DEPLOYERS) $(if $(BURST),--burst $(BURST))
 
 test: check ## Everything: the checks, then all tests, on a real PostgreSQL and a real Kubernetes
 	@$(RUN) pytest $(PYTEST_ARGS)
 
 unit: sync ## The tests without PostgreSQL, cluster and browser: seconds
-	@$(RUN) pytest -m "not postgres and not cluster and not browser and not model" $(PYTEST_ARGS)
+	@$(RUN) pytest -m "not postgres and not emulator and not cluster and not browser and not model" $(PYTEST_ARGS)
 
 check: format-check lint types contracts ## Format, lint, types and import contracts
 
@@ -64,6 +66,12 @@ bench-claim: sync ## A claim after 1,000 and after 1,000,000 past requests, besi
 interleavings: sync ## Every interleaving of two transactions of the statestore (make test: those with one forced stop)
 	@INTERLEAVINGS=all $(RUN) pytest tests/integration/test_postgres_interleavings.py -s
 
+bench-scale: sync ## 50 requests of 10 s on 1, 2 and 4 deployers: the speed-up; QUEUE=redis|cloudtasks|pubsub
+	@$(RUN) python bench/scale.py --queue $(QUEUE)
+
+bench-imports: sync ## What each queue costs the App to import: time and memory
+	@$(RUN) python bench/imports.py
+
 github-description: sync ## Fetch GitHub's published description again and prune it to the paths that Prevue calls
 	@cd tools/github-description && npm install --no-package-lock --ignore-scripts
 	@$(RUN) python tools/github-description/prune.py
@@ -84,5 +92,5 @@ simulate-bugs: sync ## Look for every planted bug; writes the table of docs/simu
 simulate-crashes: sync ## Kill App and deployer at every await of the happy path, then at every second one, too
 	@$(RUN) python -m tests.simulation --processes $(PROCESSES) crashes --double
 
-chaos: sync ## KILLS=200 real processes killed under load, on PostgreSQL, Helm and cluster; then an independent check. SEED=… repeats the draws
-	@$(RUN) python -m tests.chaos --kills $(KILLS) $(if $(SEED),--seed $(SEED))
+chaos: sync ## KILLS=200 real processes killed under load, on QUEUE=postgresql|redis|cloudtasks|pubsub, PostgreSQL, Helm and cluster; then an independent check. SEED=… repeats the draws
+	@$(RUN) python -m tests.chaos --queue $(QUEUE) --kills $(KILLS) $(if $(SEED),--seed $(SEED))

@@ -6,20 +6,29 @@ PostgreSQL starts by itself, once a run, in about two seconds, and only if a tes
 - `empty_postgres_url`: the same without a schema.
 - `postgres`: the server (`prevue.local.postgres.EmbeddedPostgres`), for whoever stops, starts or asks it. Leave it running.
 
-Tests that use them are marked `postgres` by themselves. Close what you open: a connection left open is an error here.
+Google's emulators start alike, built on the first run: `cloud_tasks_emulator` and `pubsub_emulator` (`prevue.local.emulators`).
+
+Tests that use a database are marked `postgres` by themselves, those that use an emulator `emulator`. Close what you open: a connection
+left open is an error here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterator
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import structlog
 
+from prevue.local.emulators import CloudTasksEmulator, PubSubEmulator, cloud_tasks_program, pubsub_program
 from prevue.local.postgres import EmbeddedPostgres, prepare
+from prevue.local.stack_services import free_ports, listens
 from prevue.migrations import migrate
 
 APP_ROLE, APP_PASSWORD = "prevue_app", "app-password"
@@ -28,15 +37,18 @@ _numbers = itertools.count(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whoever uses a database is marked so, that `-m "not postgres"` finds the rest."""
+    """Whoever uses a database or an emulator is marked so, that `-m "not postgres and not emulator"` finds the rest."""
     for item in items:
-        if "postgres" in getattr(item, "fixturenames", ()):
+        names = getattr(item, "fixturenames", ())
+        if "postgres" in names:
             item.add_marker("postgres")
+        if "cloud_tasks_emulator" in names or "pubsub_emulator" in names:
+            item.add_marker("emulator")
 
 
 @pytest.fixture(autouse=True)
-def logs_are_nobodys() -> Iterator[None]:
-    """What a test set up for logs ends with it."""
+def logging_of_its_own() -> Iterator[None]:
+    """What a command or process that ran inside a test made of logging ends with the test."""
     yield
     structlog.reset_defaults()
 
@@ -80,6 +92,44 @@ async def empty_postgres_url(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
     name = f"empty_{next(_numbers)}"
     yield await postgres.create_database(name)
     await postgres.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def cloud_tasks_emulator() -> Iterator[CloudTasksEmulator]:
+    """The run's Cloud Tasks; each test makes queues of its own."""
+    port, issuer_port = free_ports(2)
+    emulator = CloudTasksEmulator(program=cloud_tasks_program(_say), port=port, issuer_port=issuer_port)
+    with _serving(emulator.command, port, issuer_port):
+        yield emulator
+
+
+@pytest.fixture(scope="session")
+def pubsub_emulator() -> Iterator[PubSubEmulator]:
+    """The run's Pub/Sub, with a clock that can be moved ahead; each test makes topics of its own."""
+    port, clock_port = free_ports(2)
+    emulator = PubSubEmulator(program=pubsub_program(_say), port=port, clock_port=clock_port)
+    with _serving(emulator.command, port, clock_port):
+        yield emulator
+
+
+@contextmanager
+def _serving(command: Sequence[str], *ports: int) -> Iterator[None]:
+    """A server as a child, from the moment that it listens."""
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        give_up_at = time.monotonic() + 30
+        while not all(listens(port) for port in ports):
+            assert child.poll() is None, f"{command[0]} ended with {child.returncode}"
+            assert time.monotonic() < give_up_at, f"{command[0]} does not listen"
+            time.sleep(0.05)
+        yield
+    finally:
+        child.terminate()
+        child.wait(10)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 @pytest.fixture

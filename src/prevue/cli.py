@@ -12,7 +12,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,9 +19,10 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from prevue import console
+from prevue.cli_options import DEFAULTS, Common, Debug, Json, checked, printing, ready
 from prevue.errors import ConfigError, PrevueError
 from prevue.settings import Loaded, config_error, load, to_yaml
-from prevue.settings_check import Process, check, problems
+from prevue.settings_check import Process, problems
 
 app = App(
     name="prevue",
@@ -35,24 +35,11 @@ app = App(
 )
 previews = App(name="previews", help="Show previews.")
 dead_letters = App(name="dead-letters", help="Requests whose attempts are spent: show, replay, drop.")
+queue = App(name="queue", help="The queue between GitHub App and deployers.")
 config = App(name="config", help="Check and show the settings.")
 dev = App(name="dev", help="The whole stack on this machine: PostgreSQL, cluster, GitHub, App and deployer.")
 
 
-Debug = Annotated[bool, Parameter(help="Show the traceback of an error.")]
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class Common:
-    """Options of every command that reads settings."""
-
-    config: Annotated[Path | None, Parameter(help="The YAML file with the settings.")] = None
-    debug: Debug = False
-
-
-DEFAULTS = Common()
-Json = Annotated[bool, Parameter(name="--json", help="Print JSON, for programs.")]
 PollDeliveries = Annotated[
     bool, Parameter(help="Read webhook deliveries from GitHub's log instead of having them sent: needs no public address.")
 ]
@@ -62,7 +49,7 @@ Limit = Annotated[int, Parameter(help="At most so many.")]
 @app.command(name="github-app")
 def github_app(*, common: Common = DEFAULTS) -> None:
     """Run the GitHub App: takes webhooks, enqueues requests, acknowledges them."""
-    loaded = _ready(common, "github-app")
+    loaded = ready(common, "github-app")
     from prevue.wiring.github_app import run
 
     run(loaded.settings)
@@ -71,7 +58,7 @@ def github_app(*, common: Common = DEFAULTS) -> None:
 @app.command
 def deployer(*, poll_deliveries: PollDeliveries = False, common: Common = DEFAULTS) -> None:
     """Run a deployer: takes requests from the queue and carries them out; with a sweeper beside it (deployer.sweeper)."""
-    loaded = _ready(common, "deployer")
+    loaded = ready(common, "deployer")
     if poll_deliveries and not loaded.settings.deployer.sweeper:
         raise ConfigError("--poll-deliveries: deployer.sweeper is false here; give the option to `prevue sweeper`")
     from prevue.wiring.deployer import run
@@ -82,7 +69,7 @@ def deployer(*, poll_deliveries: PollDeliveries = False, common: Common = DEFAUL
 @app.command
 def sweeper(*, poll_deliveries: PollDeliveries = False, common: Common = DEFAULTS) -> None:
     """Run a sweeper by itself: repairs what was lost, removes what should not stand, tells what is to be told; one is active at a time."""
-    loaded = _ready(common, "sweeper")
+    loaded = ready(common, "sweeper")
     from prevue.wiring.sweeper import run
 
     run(loaded.settings, poll_deliveries=poll_deliveries)
@@ -99,7 +86,7 @@ def migrate(*, app_role: str | None = None, app_password_file: Path | None = Non
     app_password_file
         File with that role's password.
     """
-    loaded = _checked(common, "operator")
+    loaded = checked(common, "operator")
     from prevue.wiring import operator
 
     head = asyncio.run(operator.migrate(loaded.settings, app_role=app_role, app_password_file=app_password_file))
@@ -115,7 +102,7 @@ def previews_list(*, repo: str | None = None, limit: Limit = 100, json: Json = F
     repo
         Only those of this repository (owner/name).
     """
-    loaded = _checked(common, "operator")
+    loaded = checked(common, "operator")
     from prevue.wiring import operator
 
     found = asyncio.run(operator.previews(loaded.settings, repo=repo, limit=limit))
@@ -139,7 +126,7 @@ def previews_show(repo: str, pr: int, /, *, ledger: bool = False, json: Json = F
     ledger
         What happened to each request, step by step: claims, tokens, Helm, comments; with --json all of it as recorded.
     """
-    loaded = _checked(common, "operator")
+    loaded = checked(common, "operator")
     from prevue.wiring import operator
 
     view, events = asyncio.run(operator.preview(loaded.settings, repo, pr))
@@ -165,7 +152,7 @@ def dead_letters_list(*, group: bool = False, limit: Limit = 100, json: Json = F
     group
         By cause instead: how many there are of each.
     """
-    loaded = _checked(common, "operator")
+    loaded = checked(common, "operator")
     from prevue.wiring import dead_letters as wiring
     from prevue.wiring import operator
 
@@ -194,7 +181,7 @@ def dead_letters_show(id_: Annotated[int, Parameter(name="ID")], /, *, json: Jso
     id_
         Its number, from `prevue dead-letters list`.
     """
-    loaded = _checked(common, "operator")
+    loaded = checked(common, "operator")
     from prevue.wiring import operator
 
     row = operator.dead_letter_row(*asyncio.run(operator.dead_letter(loaded.settings, id_)))
@@ -219,14 +206,14 @@ def dead_letters_replay(
     rate
         At most so many: 30/minute, 2/second, 100/hour.
     """
-    loaded = _checked(common, "operator")
+    loaded = checked(common, "operator")
     asyncio.run(_settle(loaded, ids, group, rate=rate, json=json))
 
 
 @dead_letters.command(name="drop")
 def dead_letters_drop(ids: Ids = (), /, *, group: GroupName = None, json: Json = False, common: Common = DEFAULTS) -> None:
     """Take them off the list; they stay in the ledger, and nothing else changes."""
-    loaded = _checked(common, "operator")
+    loaded = checked(common, "operator")
     asyncio.run(_settle(loaded, ids, group, rate=None, json=json))
 
 
@@ -264,7 +251,7 @@ def doctor(*, process: Literal["all", "github-app", "deployer"] = "all", json: J
     process
         Only what this process needs.
     """
-    loaded = _printing(common)
+    loaded = printing(common)
     return asyncio.run(_doctor(loaded, ("github-app", "deployer") if process == "all" else (process,), json=json))
 
 
@@ -306,7 +293,7 @@ def verify(
     no_conversations
         Do not read the pull requests' comments: a call to GitHub each.
     """
-    loaded = _checked(common, "sweeper")
+    loaded = checked(common, "sweeper")
     from prevue.verify.invariants import Patience
     from prevue.wiring.verify import verify as run
 
@@ -317,6 +304,45 @@ def verify(
     else:
         console.print_report(report)
     return 0 if report.ok else 1
+
+
+@queue.command(name="depth")
+def queue_depth(*, json: Json = False, common: Common = DEFAULTS) -> None:
+    """How many messages are not settled, and the age of the oldest in seconds; "unknown" where the queue cannot say."""
+    loaded = checked(common, "queue")
+    from prevue.wiring.queues import depth
+
+    found = asyncio.run(depth(loaded.settings.queue))
+    if json:
+        console.print_json(found)
+        return
+    age = None if found.oldest_seconds is None else round(found.oldest_seconds, 1)
+    facts = (("messages", found.messages), ("oldest_seconds", age))
+    console.print_facts([(name, "unknown" if value is None else str(value)) for name, value in facts])
+
+
+@queue.command(name="create")
+def queue_create(*, deployers: int = 1, check: bool = False, json: Json = False, common: Common = DEFAULTS) -> int:
+    """Make a queue at Google, or change what differs: Cloud Tasks' queue, Pub/Sub's topic and subscription. Twice is harmless.
+
+    Parameters
+    ----------
+    deployers
+        How many deployers there are: Cloud Tasks hands out no more at once than they have slots together.
+    check
+        Change nothing; exit code 1 if something differs.
+    """
+    loaded = checked(common, "queue")
+    from prevue.wiring.queues import create
+
+    slots = loaded.settings.deployer.slots * deployers
+    changes = asyncio.run(create(loaded.settings.queue, slots=slots, check=check))
+    if json:
+        console.print_json(changes)
+    else:
+        rows = [(change.resource, change.setting, change.found, change.wanted) for change in changes]
+        console.print_table(("RESOURCE", "SETTING", "FOUND", "WANTED"), rows, empty="all is as it should be")
+    return 1 if check and changes else 0
 
 
 @config.command(name="check")
@@ -358,7 +384,7 @@ def render(repo: str, pr: int, /, *, installation: int | None = None, common: Co
     installation
         The App's installation; otherwise GitHub is asked.
     """
-    loaded = _checked(common, "render")
+    loaded = checked(common, "render")
     from prevue.wiring.render import render as run
 
     result = asyncio.run(run(loaded.settings, repo, pr, installation_id=installation))
@@ -376,6 +402,7 @@ def dev_up(
     *,
     detach: bool = False,
     deployers: int = 1,
+    queue: Literal["postgresql", "redis", "cloudtasks", "pubsub"] = "postgresql",
     kubeconfig: Path | None = None,
     image_loader: str | None = None,
     debug: Debug = False,  # noqa: ARG001  `main` looks for it
@@ -388,6 +415,8 @@ def dev_up(
         Return when all of it is ready; otherwise it runs until Ctrl-C.
     deployers
         How many deployers.
+    queue
+        The queue between App and deployers.
     kubeconfig
         Use this cluster instead of building one.
     image_loader
@@ -395,7 +424,7 @@ def dev_up(
     """
     from prevue.local.dev import up
 
-    return up(detach=detach, deployers=deployers, kubeconfig=kubeconfig, image_loader=image_loader)
+    return up(detach=detach, deployers=deployers, queue=queue, kubeconfig=kubeconfig, image_loader=image_loader)
 
 
 @dev.command(name="down")
@@ -414,36 +443,8 @@ def dev_status(*, debug: Debug = False) -> int:  # noqa: ARG001  `main` looks fo
     return status()
 
 
-for group in (previews, dead_letters, config, dev):
+for group in (previews, dead_letters, queue, config, dev):
     app.command(group)
-
-
-def _printing(common: Common) -> Loaded:
-    """Settings for a command whose output is for people or programs: what backends log goes elsewhere."""
-    from prevue.telemetry import log_beside_output
-
-    log_beside_output()
-    return load(common.config)
-
-
-def _checked(common: Common, process: Process) -> Loaded:
-    """Settings that `process` can start with; warnings go to standard error."""
-    loaded = _printing(common)
-    for text in check(loaded.settings, process=process, places=loaded.places):
-        console.print_error(f"warning: {text}")
-    return loaded
-
-
-def _ready(common: Common, process: Process) -> Loaded:
-    """As `_checked`, for a process that logs: warnings are log lines."""
-    from prevue.telemetry import configure_logging, get_logger
-
-    loaded = load(common.config)
-    warnings = check(loaded.settings, process=process, places=loaded.places)
-    configure_logging(loaded.settings.log)
-    for text in warnings:
-        get_logger().warning("setting_doubtful", text=text)
-    return loaded
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -34,11 +34,51 @@ class GitHubSettings(Struct, frozen=True, kw_only=True):
     """Name of the GitHub host, part of every preview's identity. Changing it makes all previews new ones."""
 
 
+class CloudTasksSettings(Struct, frozen=True, kw_only=True):
+    """With `cloudtasks://`: whom Cloud Tasks calls and as whom, and the deployer's door that it calls. See docs/queues/cloud-tasks.md."""
+
+    target_url: str = ""
+    """The deployers' door as Google reaches it: `https://tasks.example.com/tasks`. Required by whoever enqueues."""
+    service_account: str = ""
+    """E-mail of the service account whose identity each task carries; the door admits no other. Required."""
+    audience: str = ""
+    """Whom the tasks' tokens are for; empty: target_url."""
+    listen_host: str = "127.0.0.1"
+    """Address of the deployer's door; 0.0.0.0 in a container, behind the load balancer that ends TLS. Never the health port's listener."""
+    listen_port: int = 8081
+    """Port of the deployer's door."""
+    dispatch_deadline_seconds: float = 1800
+    """How long Cloud Tasks waits for the door's answer, then it sends the task again; 15 to 1800, Google's limits."""
+    load_balancer_timeout_seconds: float = 1800
+    """How long the load balancer in front of the door lets an answer take. It is not set by this; it is checked against our limits."""
+    endpoint: str = ""
+    """An emulator's `host:port`, spoken to in plain text and without credentials; empty: Google."""
+    issuer: str = "https://accounts.google.com"
+    """Who signs the tasks' tokens; another only with an emulator."""
+    certificates_url: str = "https://www.googleapis.com/oauth2/v3/certs"
+    """The issuer's public keys, as a JWK set."""
+
+
+class PubSubSettings(Struct, frozen=True, kw_only=True):
+    """With `pubsub://`. See docs/queues/pubsub.md."""
+
+    hold_seconds_max: float = 3600
+    """How long a message is kept from other deployers while it is worked on; longer than a deployment takes. A repeat is harmless."""
+    endpoint: str = ""
+    """An emulator's `host:port`, spoken to in plain text and without credentials; empty: PUBSUB_EMULATOR_HOST, else Google."""
+
+
 class QueueSettings(Struct, frozen=True, kw_only=True):
     """The queue between github-app and deployer."""
 
     url: str = ""
-    """`postgresql://user:password@host/database` (also `postgres://`). github-app: with a role that may only insert. Required."""
+    """Which queue, by its scheme: `postgresql://user:password@host/database` (also `postgres://`; github-app: with a role that may only
+    insert), `redis://:password@host:6379/0` (`rediss://` with TLS; needs `prevue[redis]`), `cloudtasks://project/location/queue` or
+    `pubsub://project/topic?subscription=name` (both need `prevue[gcp]`). docs/queues.md helps to choose. Required."""
+    cloud_tasks: CloudTasksSettings = CloudTasksSettings()
+    """With `cloudtasks://`."""
+    pubsub: PubSubSettings = PubSubSettings()
+    """With `pubsub://`."""
 
 
 class StatestoreSettings(Struct, frozen=True, kw_only=True):
@@ -101,7 +141,7 @@ class DeployerSettings(Struct, frozen=True, kw_only=True):
     health_host: str = "127.0.0.1"
     """Address of the deployer's /healthz and /readyz."""
     health_port: int = 0
-    """Port of the deployer's /healthz and /readyz; 0 = none."""
+    """Port of the deployer's /healthz, /readyz and /metrics; 0 = none."""
 
 
 class SweeperSettings(Struct, frozen=True, kw_only=True):

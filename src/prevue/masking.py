@@ -22,7 +22,7 @@ _SHAPES: Final = re.compile(
     # An Authorization header's value.
     r"|(?P<scheme>\b(?:bearer|basic)\s+)(?!\*\*\*)[A-Za-z0-9._~+/=-]{8,}"
     # The password of a URL: everything from the first colon to the last @ before the host ends.
-    r"|(?P<user>[A-Za-z][A-Za-z0-9+.-]*://[^\s/:@\"']*:)(?!\*\*\*@)[^\s/\"']+(?=@)",
+    r"|(?P<user>[A-Za-z][A-Za-z0-9+.-]{0,31}://[^\s/:@\"']*:)(?!\*\*\*@)[^\s/\"']+(?=@)",
     re.DOTALL | re.IGNORECASE,
 )
 
@@ -47,7 +47,8 @@ def mask_secrets(text: str) -> str:
 
 _CLOUD_KEYS: Final = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
 _ASSIGNMENTS: Final = re.compile(
-    r"([\w.-]*(?:passw(?:or)?d|passphrase|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credentials?)[\w.-]*"
+    # The word begins the match and what follows is bounded: else long text without a blank costs its length squared, minutes for 16 kB.
+    r"((?:passw(?:or)?d|passphrase|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credentials?)[\w.-]{0,200}"
     r"[\"']?\s*(?:=|:)\s*[\"']?)(?!\s)[^\s\"',;&]+",
     re.IGNORECASE,
 )

@@ -15,17 +15,18 @@ from urllib.parse import urlsplit
 from prevue.config import PreviewSettings, Settings
 from prevue.errors import ConfigError
 from prevue.settings import config_error, laid_over
+from prevue.settings_check_google import google_problems
 from prevue.values import check_template, check_values
 
-Process = Literal["github-app", "deployer", "sweeper", "operator", "render"]
-PROCESSES: tuple[Process, ...] = ("github-app", "deployer", "sweeper", "operator", "render")
-"""`operator`: migrate, previews, dead-letters."""
+Process = Literal["github-app", "deployer", "sweeper", "operator", "queue", "render"]
+PROCESSES: tuple[Process, ...] = ("github-app", "deployer", "sweeper", "operator", "queue", "render")
+"""`operator`: migrate, previews, dead-letters. `queue`: what asks the queue alone."""
 
 URL_SOURCES = ("template", "node_port", "ingress", "load_balancer")
 """`cluster.port.UrlSource`, in words: the App checks settings too, and reaches no cluster code."""
 FENCES = ("auto", "identity", "token", "lease")
 """`cluster.port.FenceKind`, and `auto`."""
-QUEUE_SCHEMES = ("postgresql", "postgres")
+QUEUE_SCHEMES = ("postgresql", "postgres", "redis", "rediss", "cloudtasks", "pubsub")
 STATESTORE_SCHEMES = ("postgresql", "postgres")
 LEASE_SECONDS_MIN = 2.0
 """A heartbeat is sent every quarter of the lease, so that three may fail; below half a second between them, a busy machine loses claims."""
@@ -62,8 +63,10 @@ def problems(settings: Settings, *, process: Process, places: Mapping[str, str] 
     if process == "github-app":
         checker.webhook()
         checker.app()
-    if process in ("github-app", "deployer", "sweeper"):
+    if process in ("github-app", "deployer", "sweeper", "queue"):
         checker.url("queue.url", settings.queue.url, QUEUE_SCHEMES)
+        checker.google(process)
+    if process in ("github-app", "deployer", "sweeper"):
         checker.budgets()
     if process in ("deployer", "sweeper", "operator"):
         checker.url("statestore.url", settings.statestore.url, STATESTORE_SCHEMES)
@@ -135,6 +138,16 @@ class _Checker:
             self._error(path, f"its scheme must be one of {accepted}")
         elif not rest:
             self._error(path, f"names no host and no database; expected such as {schemes[0]}://user:password@host/database")
+
+    def google(self, process: Process) -> None:
+        """A queue of Google's, where it is one; the URL's own errors are told already."""
+        if any(line.startswith("queue.url ") for line in self.errors):
+            return
+        errors, warnings = google_problems(self.settings, enqueues=process != "queue", is_deployer=process == "deployer")
+        for path, text in errors:
+            self._error(path, text)
+        for path, text in warnings:
+            self._warn(path, text)
 
     def github_identity(self) -> None:
         github = self.settings.github

@@ -59,6 +59,15 @@ def get_logger() -> structlog.typing.FilteringBoundLogger:
     return logger
 
 
+def log_beside_output() -> None:
+    """For a command whose standard output is its result: what it uses warns on standard error, in one line, masked."""
+    structlog.configure(
+        processors=[structlog.processors.add_log_level, _masked_console(structlog.dev.ConsoleRenderer(colors=False))],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=lambda *_names: structlog.BytesLogger(sys.stderr.buffer),
+    )
+
+
 def _action_first(_logger: object, _method: str, event: EventDict) -> EventDict:
     # structlog calls it "event", which is GitHub's word for something else here.
     return {"at": event.pop("timestamp"), "level": event.pop("level"), "action": event.pop("event"), **event}
@@ -85,20 +94,6 @@ class _LibraryHandler(logging.Handler):
             getattr(log, level)(Log.LIBRARY, logger=record.name, text=record.getMessage(), exc_info=record.exc_info or None)
         except Exception:  # noqa: BLE001 -- a log line must never take the process down; logging's own rule
             self.handleError(record)
-
-
-def log_beside_output() -> None:
-    """For commands that print: what a backend warns of goes to standard error, as a line for people, so that `--json` stays JSON."""
-    structlog.configure(
-        processors=[structlog.stdlib.add_log_level, _render_plain],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
-    )
-
-
-def _render_plain(_logger: object, _method: str, event: EventDict) -> str:
-    level, text = event.pop("level"), event.pop("event")
-    return mask_secrets(" ".join([f"prevue: {level}: {text}", *(f"{name}={value}" for name, value in event.items())]))
 
 
 def configure_logging(settings: LogSettings, *, file: BinaryIO | None = None) -> None:

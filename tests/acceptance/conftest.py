@@ -180,12 +180,16 @@ def run_prevue(
 
 
 @contextmanager
-def up_and_down(home: Path, *, deployers: int = 1, settings: Mapping[str, Any] = OVERLAY) -> Iterator[Stack]:
+def up_and_down(
+    home: Path, *, deployers: int = 1, slots: int | None = None, queue: str = "postgresql", settings: Mapping[str, Any] = OVERLAY
+) -> Iterator[Stack]:
     """Up, and down again: then no process of it may be left, nor anything but logs."""
     overlay = home / "overlay.yaml"
-    overlay.write_text(yaml.safe_dump(dict(settings)))
+    slotted = {} if slots is None else {"deployer": {**settings.get("deployer", {}), "slots": slots}}
+    overlay.write_text(yaml.safe_dump({**settings, **slotted}))
     environ = {"PREVUE_DEV_CONFIG": str(overlay)}
-    done = run_prevue(home, "dev", "up", "--detach", "--deployers", str(deployers), seconds=UP_SECONDS, environ=environ)
+    options = ["--deployers", str(deployers), "--queue", queue]
+    done = run_prevue(home, "dev", "up", "--detach", *options, seconds=UP_SECONDS, environ=environ)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     stack = Stack(home)
     try:

@@ -25,12 +25,13 @@ from tests.chaos.store import StoreView
 from tests.chaos.storm import Storm, say
 
 from prevue.local.client import connect
+from prevue.local.stack import QUEUES
 
 
-async def run(*, kills: int, seed: int, logs: Path | None) -> Result:
+async def run(*, queue: str, kills: int, seed: int, logs: Path | None) -> Result:
     """One run; nothing of it is left, however it ends."""
     began, load = time.monotonic(), os.getloadavg()
-    async with running(keep_logs=logs) as (stack, dev_file), connect(dev_file.github_url) as github:
+    async with running(queue=queue, keep_logs=logs) as (stack, dev_file), connect(dev_file.github_url) as github:
         store = StoreView(dev_file.database_url)
         try:
             async with look(dev_file.kubeconfig, stack.repository_ids) as cluster:
@@ -42,6 +43,7 @@ async def run(*, kills: int, seed: int, logs: Path | None) -> Result:
         finally:
             await store.close()
     return Result(
+        queue=queue,
         seed=seed,
         kills_wanted=kills,
         evidence=evidence,
@@ -59,7 +61,7 @@ def _verify(settings: Path, namespaces: set[str]) -> list[str]:
     try:
         report: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
-        return [f"prevue verify ended with code {done.returncode}: {done.stderr[-500:]}"]
+        return [f"prevue verify ended with code {done.returncode}: {done.stderr[-500:] or done.stdout[-500:]}"]
     found = [f"{each['invariant']}: {one['where']}: {one['text']}" for each in report["invariants"] for one in each["violations"]]
     unreadable = [one for one in report["unreadable"] if not one.startswith("pv-") or one.partition(":")[0] in namespaces]
     return [*found, *(f"unreadable: {one}" for one in unreadable)]
@@ -79,6 +81,7 @@ def failures(result: Result) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0: every promise was kept."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Kill real processes, and judge what is left.")
+    parser.add_argument("--queue", choices=QUEUES, default=QUEUES[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=None, help="of everything that the driver draws; without one it is drawn, and printed")
     parser.add_argument("--json", action="store_true", help="the result as JSON on standard output")
@@ -87,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seed = secrets.randbits(31) if options.seed is None else options.seed
     say(f"seed {seed}")
     try:
-        result = asyncio.run(_interruptible(kills=options.kills, seed=seed, logs=options.logs))
+        result = asyncio.run(_interruptible(queue=options.queue, kills=options.kills, seed=seed, logs=options.logs))
     except (KeyboardInterrupt, asyncio.CancelledError):
         say("ended by a signal; nothing of it is left")
         return 130
@@ -96,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if found else 0
 
 
-async def _interruptible(*, kills: int, seed: int, logs: Path | None) -> Result:
+async def _interruptible(*, queue: str, kills: int, seed: int, logs: Path | None) -> Result:
     """SIGTERM ends it as Ctrl-C does; a second signal must not leave half of it running."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
@@ -110,4 +113,4 @@ async def _interruptible(*, kills: int, seed: int, logs: Path | None) -> Result:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
-    return await run(kills=kills, seed=seed, logs=logs)
+    return await run(queue=queue, kills=kills, seed=seed, logs=logs)

@@ -1,4 +1,4 @@
-"""Whom to kill, where, and when: SIGKILL and SIGSTOP at a chosen step of a held claim, kills of Apps and of PostgreSQL."""
+"""Whom to kill, where, and when: SIGKILL and SIGSTOP at a chosen step of a held claim, kills of Apps and of the servers that keep data."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from tests.chaos.stack import ChaosStack
 from tests.chaos.steps import Observer, Step, descendants
 from tests.chaos.store import OUTAGES, ClaimRow
 
-DECK = {"SIGKILL deployer": 13, "SIGSTOP deployer": 1, "SIGKILL app": 3, "SIGKILL postgres": 2, "SIGKILL any deployer": 1}
+DECK = {"SIGKILL deployer": 13, "SIGSTOP deployer": 1, "SIGKILL github-app": 3, "SIGKILL postgres": 2, "SIGKILL any deployer": 1}
 """Of twenty. The first two are aimed at the holder of a claim, the last one is not."""
+REDIS_DECK = {**DECK, "SIGKILL postgres": 1, "SIGKILL redis": 1}
+"""Where Redis is the queue. The emulators of Google's queues are spared: they keep in memory what the services keep on disk."""
 PAUSE_SECONDS = (33.0, 42.0)
 """Longer than the lease of 30 s."""
 APART_SECONDS = 0.5
@@ -46,6 +48,7 @@ class Killer:
         self._steps: Counter[Step] = Counter()
         self._pauses: set[asyncio.Task[None]] = set()
         self._paused: set[int] = set()
+        self._deck = REDIS_DECK if stack.options.queue == "redis" else DECK
         self._cards: list[str] = []
 
     async def run(self, kills: int, *, seconds_between: float, give_up_at: float) -> None:
@@ -66,15 +69,13 @@ class Killer:
                 case "SIGKILL any deployer":
                     if deployers := self._deployers():
                         await self._hit_holder(kind, (self._rng.choice(deployers), {}))
-                case "SIGKILL app":
-                    self._hit(kind, self._stack.pids("github-app"))
-                case "SIGKILL postgres":
-                    self._hit(kind, self._stack.pids("postgres"))
+                case _:
+                    self._hit(kind, self._stack.pids(kind.removeprefix("SIGKILL ")))
 
     def _draw(self) -> str:
         """Cards without putting them back: the share of each kind is the same in a short run."""
         if not self._cards:
-            self._cards = [kind for kind, count in DECK.items() for _ in range(count)]
+            self._cards = [kind for kind, count in self._deck.items() for _ in range(count)]
             self._rng.shuffle(self._cards)
         return self._cards.pop()
 
@@ -96,13 +97,14 @@ class Killer:
     async def _aim(self, give_up_at: float) -> Aim | None:
         """Wait for a claim at the step that was hit least until now; after a while any claim will do."""
         loop = asyncio.get_running_loop()
+        while await self._stack.ready_deployers() < READY_MIN:
+            if loop.time() >= give_up_at:
+                return None
+            await asyncio.sleep(NOBODY_SECONDS)
         rarest = min(self._steps[step] for step in Step)
         wanted = {step for step in Step if self._steps[step] <= rarest + 1}
         settle_at = loop.time() + AIM_SECONDS
         while loop.time() < give_up_at:
-            if await self._observer.store.consumers() - len(self._paused) < READY_MIN:
-                await asyncio.sleep(NOBODY_SECONDS)
-                continue
             found = await self._observer.claims(self._deployers())
             spared = [(row, step) for row, step in found if row.attempts < ATTEMPTS_SPARED or row.action == "destroy"]
             for row, step in spared:

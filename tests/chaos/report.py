@@ -19,6 +19,7 @@ Load = tuple[float, float, float]
 class Result:
     """All that a run has to say."""
 
+    queue: str
     seed: int
     kills_wanted: int
     evidence: Evidence
@@ -36,6 +37,7 @@ def as_json(result: Result, failures: list[str]) -> dict[str, Any]:
     return {
         "ok": not failures,
         "failures": failures,
+        "queue": result.queue,
         "seed": result.seed,
         "seconds": round(result.seconds, 1),
         "load_before": result.load[0],
@@ -70,7 +72,8 @@ def as_text(result: Result, failures: list[str]) -> str:
     shown = as_json(result, failures)
     recovery = shown["recovery_seconds"]
     lines = [
-        f"seed {shown['seed']}, {shown['seconds']:.0f} s, load {_load(result.load[0])} before, {_load(result.load[1])} after",
+        f"queue {shown['queue']}, seed {shown['seed']}",
+        f"{shown['seconds']:.0f} s, load {_load(result.load[0])} before, {_load(result.load[1])} after",
         f"{shown['pull_requests']} pull requests; {_counts(shown['deeds'])}",
         f"commands accepted {shown['accepted']}: {_counts(shown['outcomes'])}",
         f"revisions that Helm did not finish {shown['interrupted_revisions']}; commands given up and written again {shown['asked_again']}",

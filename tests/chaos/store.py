@@ -33,7 +33,6 @@ _UNQUIET = """
 SELECT (SELECT count(*) FROM request WHERE state IN ('waiting', 'claimed'))
      + (SELECT count(*) FROM outbox WHERE sent_version < version OR verify_at IS NOT NULL)
 """
-_CONSUMERS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'prevue-queue-listener'"
 _WAITS_IN_FINISH = """
 SELECT count(*) FROM pg_stat_activity
  WHERE wait_event_type = 'Lock' AND application_name LIKE 'prevue%' AND query LIKE 'SELECT preview.state%FOR UPDATE%'
@@ -116,11 +115,6 @@ class StoreView:
     async def open_work(self) -> int:
         """Requests that are open, and comments that are not written and verified."""
         ((count,),) = await self._rows(_UNQUIET)
-        return int(count)
-
-    async def consumers(self) -> int:
-        """Deployers that take messages; stopped ones are among them."""
-        ((count,),) = await self._rows(_CONSUMERS)
         return int(count)
 
     @asynccontextmanager

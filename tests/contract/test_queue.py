@@ -12,8 +12,8 @@ import asyncpg
 import pytest
 
 from prevue.model import Message
-from prevue.queue.port import AlreadyEnqueued, Enqueued, Handler
-from prevue.queue.postgres import PostgresConsumer, PostgresEnqueuer
+from prevue.queue.port import AlreadyEnqueued, Depth, Enqueued, Handler
+from prevue.queue.postgres import PostgresConsumer, PostgresEnqueuer, PostgresGauge
 from prevue.testing.contracts.queue import Queue, QueueContract, QueueHarness
 from prevue.testing.proxy import Proxy
 from prevue.testing.queue import FakeQueue, QueueDisk
@@ -50,9 +50,10 @@ class FakeHarness:
 class PostgresQueue:
     """Both sides, as one process would open them."""
 
-    def __init__(self, enqueuer: PostgresEnqueuer, consumer: PostgresConsumer) -> None:
+    def __init__(self, enqueuer: PostgresEnqueuer, consumer: PostgresConsumer, gauge: PostgresGauge) -> None:
         self._enqueuer = enqueuer
         self._consumer = consumer
+        self._gauge = gauge
 
     async def enqueue(self, message: Message) -> Enqueued | AlreadyEnqueued:
         return await self._enqueuer.enqueue(message)
@@ -62,6 +63,9 @@ class PostgresQueue:
 
     async def run(self, handler: Handler, *, slots: int, stop: asyncio.Event) -> None:
         await self._consumer.run(handler, slots=slots, stop=stop)
+
+    async def depth(self) -> Depth:
+        return await self._gauge.depth()
 
     def crash(self) -> None:
         self._consumer._pool.terminate()
@@ -81,8 +85,9 @@ class PostgresHarness:
         async with (
             PostgresEnqueuer.open(self.url) as enqueuer,
             PostgresConsumer.open(self.url, lease_seconds=lease_seconds, poll_seconds=0.1) as consumer,
+            PostgresGauge.open(self.url) as gauge,
         ):
-            yield PostgresQueue(enqueuer, consumer)
+            yield PostgresQueue(enqueuer, consumer, gauge)
 
     async def let_time_pass(self, seconds: float) -> None:
         await self.connection.execute("UPDATE queue_message SET available_at = available_at - make_interval(secs => $1)", seconds)

@@ -179,7 +179,7 @@ class SimulatedQueue(FakeQueue):
     def _disturb(self, entry: Entry, message: Message) -> None:
         world, faults, now = self._world, self._world.faults, self.disk.now()
         if faults.draw("queue_duplicate"):
-            self.disk.entries.append(Entry(entry.identity, entry.body, now + world.random.uniform(0, 30)))
+            self.disk.entries.append(Entry(entry.identity, entry.body, now + world.random.uniform(0, 30), entry.enqueued_at))
         if faults.draw("queue_delay"):
             entry.available_at = now + world.random.uniform(5, 60)
         elif faults.draw("queue_reorder"):
@@ -194,7 +194,7 @@ class SimulatedQueue(FakeQueue):
         entry = super()._take()
         if entry is not None and self._world.faults.draw("queue_repeats_while_running"):
             again = self.disk.now() + self._world.random.uniform(0.1, 20)
-            self.disk.entries.append(Entry(entry.identity, entry.body, again))
+            self.disk.entries.append(Entry(entry.identity, entry.body, again, entry.enqueued_at))
         return entry
 
     async def _pause(self, stopped: asyncio.Task[bool], *, has_room: bool) -> None:

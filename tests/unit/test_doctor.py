@@ -73,9 +73,14 @@ async def good_schema(_settings: Settings) -> None:
     return None
 
 
+async def no_doubts(_settings: Settings) -> list[str]:
+    return []
+
+
 GOOD = Neighbours(
     github=opener(Good()),
     queue=opener(Good()),
+    queue_doubts=no_doubts,
     schema=good_schema,
     helm=opener(Good()),
     cluster=opener(Good()),
@@ -188,3 +193,14 @@ async def test_fence_above_the_sequence_is_told() -> None:
     lines = await lines_of(replace(GOOD, store=opener(store), cluster=opener(Restored())))
     assert lines["tokens"].level is Level.FAIL
     assert "bears 77" in lines["tokens"].text
+
+
+async def test_what_the_queue_may_lose_is_a_warning_each() -> None:
+    async def doubts(_settings: Settings) -> list[str]:
+        return ["Redis: appendonly is not yes", "Redis: maxmemory-policy is allkeys-lru"]
+
+    lines = [line async for line in examine(SETTINGS, processes=("github-app",), places={}, neighbours=replace(GOOD, queue_doubts=doubts))]
+    queue = [(line.level, line.text) for line in lines if line.name == "queue"]
+    assert [level for level, _ in queue] == [Level.OK, Level.WARN, Level.WARN]
+    assert all("docs/queues.md" in line.next_step for line in lines if line.level is Level.WARN)
+    assert [text for _, text in queue[1:]] == ["Redis: appendonly is not yes", "Redis: maxmemory-policy is allkeys-lru"]

@@ -12,7 +12,7 @@ from prevue.cluster.port import UrlSource
 from prevue.errors import ConfigError
 from prevue.settings import load
 from prevue.settings_check import PROCESSES, QUEUE_SCHEMES, URL_SOURCES, Process, check
-from prevue.wiring.queues import CONSUMERS, ENQUEUERS
+from prevue.wiring.queues import BACKENDS
 
 SECRET = "hunter2-very-secret"
 PKCS8 = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -67,8 +67,13 @@ def test_good_settings_pass_without_a_warning(keys: Path, process: Process) -> N
         ("deployer", "GITHUB__PRIVATE_KEY_FILE", "small.pem", "small.pem has 1024 bits; at least 2048"),
         ("github-app", "GITHUB__API_URL", "api.github.com", "github.api_url (*): expected a URL such as"),
         ("github-app", "GITHUB__HOST", "https://x", "github.host (*): expected a host name"),
-        ("github-app", "QUEUE__URL", "", "queue.url (not set): is required: accepted: postgresql://, postgres://"),
-        ("github-app", "QUEUE__URL", f"redis://:{SECRET}@h", "queue.url (*): its scheme must be one of postgresql://, postgres://"),
+        ("github-app", "QUEUE__URL", "", "queue.url (not set): is required: accepted: postgresql://, postgres://, redis://"),
+        (
+            "github-app",
+            "QUEUE__URL",
+            f"amqp://:{SECRET}@h",
+            "queue.url (*): its scheme must be one of postgresql://, postgres://, redis://",
+        ),
         ("github-app", "QUEUE__URL", f"postgresql://u:{SECRET}[@h", "queue.url (*): is no URL"),
         ("github-app", "QUEUE__URL", "postgresql://", "queue.url (*): names no host and no database"),
         ("operator", "STATESTORE__URL", f"mysql://{SECRET}@h/d", "statestore.url (*): its scheme must be one of"),
@@ -172,4 +177,4 @@ def test_the_words_of_url_sources_are_the_clusters() -> None:
 
 
 def test_the_accepted_queues_are_those_that_there_are() -> None:
-    assert set(QUEUE_SCHEMES) == set(ENQUEUERS) == set(CONSUMERS)
+    assert set(QUEUE_SCHEMES) == set(BACKENDS)

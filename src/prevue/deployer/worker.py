@@ -68,6 +68,8 @@ class Worker:
         limits: WorkerLimits,
         clock: Clock,
         on_told: Callable[[], None] = lambda: None,
+        on_verdict: Callable[[statestore.Verdict], None] = lambda _: None,
+        on_finished: Callable[[Finish], None] = lambda _: None,
         rng: random.Random | None = None,
     ) -> None:
         self._holder = holder
@@ -78,6 +80,8 @@ class Worker:
         self._limits = limits
         self._clock = clock
         self._on_told = on_told
+        self._on_verdict = on_verdict
+        self._on_finished = on_finished
         self._random = rng or random.SystemRandom()
         self._halt = asyncio.Event()
 
@@ -98,6 +102,7 @@ class Worker:
             except (StateStoreUnavailable, GitHubUnavailable) as exc:
                 log.warning("cannot register now", action="register_delayed", error=str(exc))
                 return RetryAfter(exc.retry_after or self._jitter(OUTAGE_RETRY_SECONDS / 2))
+            self._on_verdict(verdict)
             return await self._act_on(verdict)
 
     async def _act_on(self, verdict: statestore.Verdict) -> Settlement:
@@ -190,6 +195,7 @@ class Worker:
 
     async def _finish(self, holding: Holding, finish: Finish) -> Settlement:
         await self._write(holding, lambda: self._store.finish(holding.claim, finish))
+        self._on_finished(finish)
         log.info("request finished", action="finished", outcome=finish.outcome, reason=finish.reason, url=finish.url)
         self._on_told()
         await self._wake_waiting(holding.claim)

@@ -276,7 +276,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m prevue.local.demo", description=__doc__)
     parser.add_argument("--burst", type=int, default=1, metavar="N", help="so many pull requests at once")
-    count = parser.parse_args(arguments).burst
+    parser.add_argument("--deployers", type=int, default=1, metavar="N", help="so many deployers")
+    parser.add_argument("--queue", choices=stack.QUEUES, default=stack.QUEUES[0], help="the queue between App and deployers")
+    options = parser.parse_args(arguments)
+    count: int = options.burst
     if not 1 <= count <= BURST_MAX:
         parser.error(f"--burst: expected 1 to {BURST_MAX}")
     # Whoever stops the demo stops its stack too.
@@ -290,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         dev.clean_up(folder, show.line)
         with show.waiting("starting the stack"):
-            dev.start_detached(stack.Options(folder=folder.root), show.line)
+            dev.start_detached(stack.Options(folder=folder.root, deployers=options.deployers, queue=options.queue), show.line)
         result = _run_demo(folder, show, count)
         if result == 0 and sys.stdin.isatty() and sys.stdout.isatty():
             _stay(show)

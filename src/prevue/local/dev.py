@@ -31,7 +31,14 @@ DOWN_SECONDS = 150.0
 """Every process may take its grace, and the cluster a minute."""
 
 
-def up(*, detach: bool = False, deployers: int = 1, kubeconfig: Path | None = None, image_loader: str | None = None) -> int:
+def up(
+    *,
+    detach: bool = False,
+    deployers: int = 1,
+    queue: str = stack.QUEUES[0],
+    kubeconfig: Path | None = None,
+    image_loader: str | None = None,
+) -> int:
     """Start the stack; with `detach` return when all of it is ready, else run until Ctrl-C."""
     folder = StackFolder(Path.cwd() / FOLDER)
     if deployers < 1:
@@ -39,7 +46,11 @@ def up(*, detach: bool = False, deployers: int = 1, kubeconfig: Path | None = No
     if image_loader and kubeconfig is None:
         return _fail("--image-loader is for a cluster of your own: it needs --kubeconfig FILE")
     options = stack.Options(
-        folder=folder.root, deployers=deployers, kubeconfig=kubeconfig.absolute() if kubeconfig else None, image_loader=image_loader
+        folder=folder.root,
+        deployers=deployers,
+        queue=queue,
+        kubeconfig=kubeconfig.absolute() if kubeconfig else None,
+        image_loader=image_loader,
     )
     if is_running(folder):
         return _fail(f"a stack runs in {folder.root} already: `prevue dev status` shows it, `prevue dev down` stops it")

@@ -116,6 +116,10 @@ class StackFolder:
         return self.root / "postgres"
 
     @property
+    def redis(self) -> Path:
+        return self.root / "redis"
+
+    @property
     def temporary(self) -> Path:
         """TMPDIR of the stack's processes: what one that was killed leaves there goes with the folder."""
         return self.root / "tmp"
@@ -138,7 +142,7 @@ class StackFolder:
         """Remove what the stack made; logs stay, and what a person put there (`overlay.yaml`)."""
         for path in (self.dev, self.supervisor, self.settings, self.app_settings, self.images):
             path.unlink(missing_ok=True)
-        for folder in (self.secrets, self.postgres, self.temporary):
+        for folder in (self.secrets, self.postgres, self.redis, self.temporary):
             shutil.rmtree(folder, ignore_errors=True)
 
     def read_dev(self) -> DevFile | None:

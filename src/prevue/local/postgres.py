@@ -175,7 +175,7 @@ class EmbeddedPostgres:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C on the terminal is for the caller
-                preexec_fn=_die_with_parent if dies_with_parent and sys.platform == "linux" else None,  # noqa: PLW1509 (one system call)
+                preexec_fn=die_with_parent if dies_with_parent and sys.platform == "linux" else None,  # noqa: PLW1509 (one system call)
                 **self.process_arguments(),
             )
 
@@ -364,6 +364,6 @@ def _is_running(data: Path) -> bool:
     return True
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """In the child, after it has changed its user (that would clear the setting): SIGQUIT when the parent's thread ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGQUIT), 0, 0, 0)

@@ -25,12 +25,14 @@ from types import FrameType
 import msgspec
 import yaml
 
+from prevue.config import DeployerSettings
 from prevue.errors import PrevueError
 from prevue.local import ci, processes, stack_services
 from prevue.local.cluster import Cluster, ClusterHandle, ExternalCluster, LocalClusterError, join
 from prevue.local.cluster.locks import FileLock
-from prevue.local.folder import DevFile, StackFolder, SupervisorFile, replace
+from prevue.local.folder import DevFile, StackFolder, SupervisorFile, laid_over, replace
 from prevue.local.postgres import EmbeddedPostgres, prepare
+from prevue.local.queues import KINDS, Fleet, LocalQueue
 from prevue.local.stack_services import Access, Ports
 from prevue.local.supervisor import Service, ServiceFailed, Supervisor
 
@@ -38,6 +40,8 @@ CLUSTER_CHECK_SECONDS = 2.0
 REPOSITORY_IDS = range(1_000_000_000, 9_000_000_000)
 """Where the first repository's id is drawn from: two stacks on one cluster never have a namespace in common."""
 DATABASE = "prevue"
+QUEUES = ("postgresql", *KINDS)
+"""Queues that the stack can start."""
 APP_ROLE = "prevue_app"
 
 
@@ -54,6 +58,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     folder: Path
     deployers: int = 1
+    queue: str = QUEUES[0]
     kubeconfig: Path | None = None
     image_loader: str | None = None
 
@@ -137,23 +142,25 @@ class Stack:
             # The database and the cluster need nothing of each other, and a cluster's start is mostly waiting.
             database = aside.submit(self._start_database)
             self._cluster = self._join()
-            app_database_url = database.result()
+            queue = database.result()
+        if self.options.queue != QUEUES[0]:
+            queue = self._start_queue(overlay)
         self.progress("installing Prevue's rights and fence in the cluster")
         stack_services.install_in_cluster(self.cluster.kubeconfig, self.folder.deployer_kubeconfig)
-        self._write_settings(app_database_url, overlay)
+        self._write_settings(queue, overlay)
         self.progress("starting GitHub, App and deployer")
         access = Access(folder=self.folder, ports=self.ports, kubectl=str(self.cluster.kubectl))
-        self.supervisor.start(*self.services(access))
+        self.supervisor.start(*self.services(access, queue))
         self._is_ready = True
         self._publish()
         self.progress(f"ready after {time.monotonic() - began:.0f} s")
 
-    def services(self, access: Access) -> list[Service]:
-        """What runs beside PostgreSQL."""
+    def services(self, access: Access, queue: LocalQueue) -> list[Service]:
+        """What runs beside PostgreSQL and the queue."""
         return [
             stack_services.local_github(access, self._next_repository_id),
             stack_services.github_app(access),
-            *(stack_services.deployer(access, number) for number in range(self.options.deployers)),
+            *(stack_services.deployer(access, number, queue.door_port(number)) for number in range(self.options.deployers)),
         ]
 
     def watch(self) -> None:
@@ -210,33 +217,42 @@ class Stack:
             pids=pids | {name: [pid] for name, pid in self._cluster_pids.items()},
         )
 
-    def _start_database(self) -> str:
-        """PostgreSQL with its schema; returns the URL of the App's role, which may only insert."""
+    def _start_queue(self, overlay: Mapping[str, object]) -> LocalQueue:
+        """Another queue than PostgreSQL's."""
+        slots = laid_over({"deployer": {"slots": DeployerSettings().slots}}, overlay)["deployer"]["slots"]
+        queue = KINDS[self.options.queue](self.folder, Fleet(deployers=self.options.deployers, slots=slots), self.progress)
+        self.supervisor.start(*queue.services)
+        queue.prepare()
+        return queue
+
+    def _start_database(self) -> LocalQueue:
+        """PostgreSQL with its schema, which is a queue as well."""
         self.progress("starting PostgreSQL")
         postgres = self._postgres = prepare(self.folder.postgres, is_durable=True)
         postgres.init()
         self.supervisor.start(stack_services.postgres(postgres, self.folder))
         password = secrets.token_urlsafe(24)
         asyncio.run(stack_services.make_schema(postgres, DATABASE, app_role=APP_ROLE, app_password=password))
-        return f"postgresql://{APP_ROLE}:{password}@127.0.0.1:{postgres.port}/{DATABASE}"
+        app_url = f"postgresql://{APP_ROLE}:{password}@127.0.0.1:{postgres.port}/{DATABASE}"
+        return LocalQueue(deployer={"url": postgres.url(DATABASE)}, app={"url": app_url})
 
     def _join(self) -> Cluster:
         if self.options.kubeconfig is not None:
             return ExternalCluster(self.options.kubeconfig, self.options.image_loader, self.progress)
         return join(self.progress)
 
-    def _write_settings(self, app_database_url: str, overlay: Mapping[str, object]) -> None:
+    def _write_settings(self, queue: LocalQueue, overlay: Mapping[str, object]) -> None:
         if self._postgres is None:
             raise StackFailed("the database is not there yet")
         external = self.options.kubeconfig is not None
         node = stack_services.node_address(self.cluster.kubectl, self.cluster.kubeconfig) if external else "127.0.0.1"
-        owner_url = self._postgres.url(DATABASE)
-        urls = {self.folder.settings: (owner_url, owner_url), self.folder.app_settings: (app_database_url, "")}
-        for path, (queue_url, statestore_url) in urls.items():
+        statestore = self._postgres.url(DATABASE)
+        files = {self.folder.settings: (queue.deployer, statestore), self.folder.app_settings: (queue.app, "")}
+        for path, (section, statestore_url) in files.items():
             content = stack_services.settings(
                 self.folder,
                 self.ports,
-                queue_url=queue_url,
+                queue=section,
                 statestore_url=statestore_url,
                 helm=str(self.cluster.helm),
                 node=node,

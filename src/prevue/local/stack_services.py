@@ -13,7 +13,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from prevue.local import ci
 from prevue.local.folder import APP_ID, StackFolder, laid_over
 from prevue.local.postgres import EmbeddedPostgres
 from prevue.local.processes import MARK
+from prevue.local.redis import LocalRedis
 from prevue.local.supervisor import Service
 
 REPOSITORIES = ("acme/hello", "acme/other")
@@ -44,7 +45,7 @@ class Ports:
     @classmethod
     def choose(cls, *, deployers: int) -> Ports:
         """Ports that nobody listens on just now."""
-        free = _free_ports(2 + deployers)
+        free = free_ports(2 + deployers)
         return cls(github=free[0], app=free[1], deployers=tuple(free[2:]))
 
     @property
@@ -74,13 +75,46 @@ def postgres(database: EmbeddedPostgres, folder: StackFolder) -> Service:
         command=database.command,
         environ={**database.environment(), MARK: str(folder.root)},
         # Its port answers as soon as it takes connections; while it recovers it refuses them, and clients wait.
-        is_ready=lambda: _listens(database.port),
+        is_ready=lambda: listens(database.port),
         user=(account.uid, account.gid) if account else None,
         folder=database.data,
         niceness=FIRST,
         stop_signal=signal.SIGINT,  # fast shutdown; SIGTERM would wait for every client
         stop_seconds=15,
     )
+
+
+def redis(server: LocalRedis, folder: StackFolder) -> Service:
+    """The local Redis, where it is the queue."""
+    return Service(
+        name="redis",
+        role="redis",
+        command=server.command,
+        environ={**server.environ, MARK: str(folder.root)},
+        is_ready=server.answers,
+        folder=server.folder,
+        niceness=FIRST,
+        stop_seconds=10,
+    )
+
+
+def listener(name: str, command: Sequence[str], port: int, folder: StackFolder) -> Service:
+    """A program that is ready as soon as it listens on its port."""
+    return Service(
+        name=name,
+        role=name,
+        command=lambda: command,
+        environ=environment(folder),
+        is_ready=lambda: listens(port),
+        niceness=FIRST,
+        stop_seconds=5,
+    )
+
+
+def balancer(name: str, port: int, doors: Sequence[int], folder: StackFolder) -> Service:
+    """A load balancer on `port` before `doors`."""
+    ports = ",".join(str(door) for door in doors)
+    return listener(name, [sys.executable, "-m", "prevue.local.balancer", "--port", str(port), "--to", ports], port, folder)
 
 
 def local_github(access: Access, next_repository_id: Callable[[], int]) -> Service:
@@ -119,14 +153,17 @@ def github_app(access: Access) -> Service:
     )
 
 
-def deployer(access: Access, number: int) -> Service:
-    """`prevue deployer`; each has a health port of its own."""
+def deployer(access: Access, number: int, door_port: int | None = None) -> Service:
+    """`prevue deployer`; each has a health port of its own, and a door where its queue needs one."""
     port = access.ports.deployers[number]
+    ports = {"PREVUE_DEPLOYER__HEALTH_PORT": str(port)}
+    if door_port is not None:
+        ports["PREVUE_QUEUE__CLOUD_TASKS__LISTEN_PORT"] = str(door_port)
     return Service(
         name="deployer" if number == 0 else f"deployer-{number + 1}",
         role="deployer",
         command=lambda: _prevue("deployer", access.folder.settings),
-        environ={**environment(access.folder), "PREVUE_DEPLOYER__HEALTH_PORT": str(port)},
+        environ={**environment(access.folder), **ports},
         is_ready=functools.partial(answers, f"http://{LOOPBACK}:{port}/readyz"),
         stop_seconds=30,
     )
@@ -144,13 +181,13 @@ def settings(
     folder: StackFolder,
     ports: Ports,
     *,
-    queue_url: str,
+    queue: Mapping[str, Any],
     statestore_url: str,
     helm: str,
     node: str,
     overlay: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The content of a settings file of the stack. The App's has no statestore and another role's queue URL."""
+    """The content of a settings file of the stack. The App's has no statestore and another role's queue."""
     base: dict[str, Any] = {
         "github": {
             "app_id": APP_ID,
@@ -158,7 +195,7 @@ def settings(
             "webhook_secrets_file": str(folder.webhook_secret),
             "api_url": ports.github_url,
         },
-        "queue": {"url": queue_url},
+        "queue": dict(queue),
         "app": {"listen_host": LOOPBACK, "listen_port": ports.app},
         "deployer": {"health_host": LOOPBACK},
         "cluster": {"name": "local", "kubeconfig": str(folder.deployer_kubeconfig), "helm": helm},
@@ -250,7 +287,8 @@ def _prevue(command: str, config: Path) -> list[str]:
     return [sys.executable, "-m", "prevue", command, "--config", str(config)]
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """So many ports of loopback that nobody listens on just now."""
     held = []
     try:
         for port in random.sample(PORTS, 400):
@@ -269,7 +307,8 @@ def _free_ports(count: int) -> list[int]:
             probe.close()
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Whether somebody takes connections on this port of loopback."""
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex((LOOPBACK, port)) == 0

@@ -28,7 +28,7 @@ class Done(msgspec.Struct, frozen=True):
 
 
 class RetryAfter(msgspec.Struct, frozen=True):
-    """Deliver again, not before `delay` seconds have passed."""
+    """Deliver again, not before `delay` seconds have passed, or its backend's longest delay where that is less."""
 
     delay: float
 
@@ -76,5 +76,51 @@ class Consumer(Protocol):
         the connection is lost. While a handler runs the backend keeps the message from others as well as it can; a repeat is allowed.
         A message that cannot be decoded is logged and set aside; it never stops the others. After `stop` no further message is taken;
         if the caller cancels, handlers are cancelled and their messages come back. An outage of the queue is waited out, with backoff.
+        """
+        ...
+
+
+class Depth(msgspec.Struct, frozen=True):
+    """How much waits in a queue: the base for autoscaling. None: this queue cannot say."""
+
+    messages: int | None
+    """Unsettled messages, those that are being worked on included where the queue counts them; an estimate where its vendor gives one."""
+    oldest_seconds: float | None
+    """Age of the oldest unsettled message; 0.0 when there is none."""
+
+
+class Gauge(Protocol):
+    """What `prevue queue depth` and the metrics need of a queue."""
+
+    async def depth(self) -> Depth:
+        """Ask the queue now.
+
+        Raises:
+            QueueUnavailable: it does not answer.
+        """
+        ...
+
+
+class Change(msgspec.Struct, frozen=True):
+    """Where a queue at its vendor is not as Prevue wants it."""
+
+    resource: str
+    setting: str
+    """Empty: the resource itself."""
+    found: str
+    """Empty: it is not there."""
+    wanted: str
+
+
+class Creator(Protocol):
+    """What `prevue queue create` needs of a queue that is made at its vendor."""
+
+    async def create(self, *, slots: int, check: bool) -> list[Change]:
+        """Make what is missing and change what differs; returns that. `check`: change nothing. Twice is harmless.
+
+        `slots`: of all deployers together, where the queue limits how much it hands out at once.
+
+        Raises:
+            QueueUnavailable: the vendor does not answer, or refuses.
         """
         ...

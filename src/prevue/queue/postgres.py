@@ -25,8 +25,9 @@ import structlog
 from prevue.errors import MessageInvalid, QueueUnavailable
 from prevue.model import Message, decode_message, encode_message
 from prevue.postgres import CONNECT_SECONDS_MAX, FairPool, check_url, is_outage, open_pool, outages_as
+from prevue.queue.handling import ask
 from prevue.queue.identity import message_identity
-from prevue.queue.port import AlreadyEnqueued, Consumer, Done, Enqueued, Enqueuer, Handler, Release, RetryAfter, Settlement
+from prevue.queue.port import AlreadyEnqueued, Consumer, Depth, Done, Enqueued, Enqueuer, Gauge, Handler, Release, RetryAfter, Settlement
 
 ENQUEUE_SECONDS_MAX = 3.0
 """An enqueue that takes longer has failed: GitHub waits 10 s for its answer, and lists the delivery as failed, which is repaired."""
@@ -75,6 +76,10 @@ _REJECT = """
 WITH taken AS (DELETE FROM queue_message WHERE id = $1 AND receipt = $2 RETURNING id, identity, body, enqueued_at)
 INSERT INTO queue_rejected (id, identity, body, reason, enqueued_at) SELECT id, identity, body, $3, enqueued_at FROM taken
 """
+_DEPTH = """
+SELECT count(*) AS messages, coalesce(extract(epoch FROM clock_timestamp() - min(enqueued_at)), 0)::float8 AS oldest_seconds
+  FROM queue_message
+"""
 
 _log = structlog.get_logger(__name__)
 
@@ -111,6 +116,27 @@ class PostgresEnqueuer:
             raise QueueUnavailable("the queue's table is missing: run `prevue migrate`") from exc
         if not is_writable:
             raise QueueUnavailable("the queue's table cannot be written with this role, or the server is a standby")
+
+
+class PostgresGauge:
+    """Counts the table's rows: a settled message has none."""
+
+    def __init__(self, pool: FairPool) -> None:
+        self._pool = pool
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str) -> AsyncIterator[PostgresGauge]:
+        """A gauge; it needs a role that may read the table, as the deployer's."""
+        check_url(url, setting="queue.url")
+        async with open_pool(url, size=1, command_seconds_max=COMMAND_SECONDS_MAX, application="gauge") as pool:
+            yield cls(pool)
+
+    async def depth(self) -> Depth:
+        """As the port says; exact."""
+        with outages_as(QueueUnavailable):
+            row = (await self._pool.fetch(_DEPTH))[0]
+        return Depth(row["messages"], row["oldest_seconds"])
 
 
 class _Received(NamedTuple):
@@ -199,18 +225,13 @@ class PostgresConsumer:
 
     async def _handle(self, handler: Handler, received: _Received) -> None:
         """One delivery, from the handler to the settlement. Nothing but cancellation leaves this."""
-        settlement: Settlement
         try:
-            settlement = await handler(received.message)
-        except asyncio.CancelledError as exc:
-            if _is_cancelled():
-                await self._release_cancelled(received)
-                raise
-            settlement = self._failed(received, exc)  # something inside the handler was cancelled, the handler was not
-        except Exception as exc:  # noqa: BLE001 (whatever it is: the message comes back, and the others go on)
-            settlement = self._failed(received, exc)
+            answer = await ask(handler, received.message)
+        except asyncio.CancelledError:
+            await self._release_cancelled(received)
+            raise
         try:
-            await self._settle(received, settlement)
+            await self._settle(received, self._failed(received, answer) if isinstance(answer, BaseException) else answer)
         finally:
             self._held.pop(received.receipt, None)
 
@@ -302,11 +323,6 @@ class PostgresConsumer:
         self._wake.set()
 
 
-def _is_cancelled() -> bool:
-    """Whether the running task itself was asked to end."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
 _enqueuer: type[Enqueuer] = PostgresEnqueuer
 _consumer: type[Consumer] = PostgresConsumer
+_gauge: type[Gauge] = PostgresGauge

@@ -37,13 +37,17 @@ class Proxy:
             self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
             self.port = self._server.sockets[0].getsockname()[1]
 
-    async def cut(self) -> None:
-        """Refuse new connections and reset those there are."""
+    def sever(self) -> None:
+        """Refuse new connections and reset those there are, as soon as the loop turns."""
         if self._server is not None:
             self._server.close()
             self._server = None
         for task in self._tasks:
             task.cancel()
+
+    async def cut(self) -> None:
+        """As `sever`; returns when all are reset."""
+        self.sever()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -14,7 +14,7 @@ from uuid import uuid4
 from prevue.errors import MessageInvalid, QueueUnavailable
 from prevue.model import Message, decode_message, encode_message
 from prevue.queue.identity import message_identity
-from prevue.queue.port import AlreadyEnqueued, Consumer, Done, Enqueued, Enqueuer, Handler, Release, RetryAfter, Settlement
+from prevue.queue.port import AlreadyEnqueued, Consumer, Depth, Done, Enqueued, Enqueuer, Gauge, Handler, Release, RetryAfter, Settlement
 
 LEASE_SECONDS = 10.0
 """How long a received message is kept from others; extended while its handler runs."""
@@ -32,6 +32,7 @@ class Entry:
     identity: str
     body: bytes
     available_at: float
+    enqueued_at: float
     receipt: int = 0
     deliveries: int = 0
 
@@ -60,7 +61,7 @@ class QueueDisk:
 
     def put_raw(self, body: bytes) -> None:
         """Place bytes that `enqueue` would never write."""
-        self.entries.append(Entry(uuid4().hex, body, self.now()))
+        self.entries.append(Entry(uuid4().hex, body, self.now(), self.now()))
         self.changed.set()
 
     def messages(self) -> list[Message]:
@@ -69,7 +70,7 @@ class QueueDisk:
 
 
 class FakeQueue:
-    """Enqueuer and Consumer on one disk."""
+    """Enqueuer, Consumer and Gauge on one disk."""
 
     def __init__(self, disk: QueueDisk | None = None, *, lease_seconds: float = LEASE_SECONDS) -> None:
         self.disk = disk if disk is not None else QueueDisk()
@@ -84,7 +85,8 @@ class FakeQueue:
         identity = message_identity(message)
         if any(entry.identity == identity for entry in self.disk.entries):
             return AlreadyEnqueued()
-        self.disk.entries.append(Entry(identity, body, self.disk.now()))
+        now = self.disk.now()
+        self.disk.entries.append(Entry(identity, body, now, now))
         self.disk.changed.set()
         return Enqueued()
 
@@ -93,6 +95,12 @@ class FakeQueue:
         await asyncio.sleep(0)
         if self.disk.outage:
             raise QueueUnavailable("the fake queue is down")
+
+    async def depth(self) -> Depth:
+        """As the port says; exact."""
+        await self.check()
+        entries = self.disk.entries
+        return Depth(len(entries), max((self.disk.now() - entry.enqueued_at for entry in entries), default=0.0))
 
     def crash(self) -> None:
         """Die as by SIGKILL: handlers are cancelled and nothing is given back; leases run out by themselves."""
@@ -204,3 +212,4 @@ class FakeQueue:
 
 _enqueuer: type[Enqueuer] = FakeQueue
 _consumer: type[Consumer] = FakeQueue
+_gauge: type[Gauge] = FakeQueue

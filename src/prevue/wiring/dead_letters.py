@@ -176,7 +176,7 @@ async def open_queue(settings: Settings) -> AsyncIterator[Enqueuer]:
 
     if not settings.queue.url:
         raise ConfigError("queue.url is not set; a replay is enqueued as a new request")
-    async with open_enqueuer(settings.queue.url) as enqueuer:
+    async with open_enqueuer(settings.queue) as enqueuer:
         yield enqueuer
 
 

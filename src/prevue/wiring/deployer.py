@@ -34,7 +34,8 @@ from prevue.sweeper.outbox import OutboxDrainer
 from prevue.sweeper.run import Sweeper
 from prevue.sweeper.waiting import WaitingSweeper
 from prevue.wiring.health import serve_health
-from prevue.wiring.queues import open_consumer, open_enqueuer
+from prevue.wiring.metrics import Metrics, MetricsPage
+from prevue.wiring.queues import open_consumer, open_enqueuer, open_gauge, warn_of_doubts
 from prevue.wiring.sweeper import claim_limits, make_drainer, make_waiting, new_holder, open_sweeper, side_task
 
 log = structlog.get_logger(__name__)
@@ -49,6 +50,7 @@ class Deployer:
 
     consumer: Consumer
     worker: Worker
+    metrics: Metrics
     drainer: OutboxDrainer
     waiting: WaitingSweeper
     sweeper: Sweeper | None
@@ -73,8 +75,8 @@ async def build(settings: Settings, *, poll_deliveries: bool = False) -> AsyncIt
         store = await stack.enter_async_context(
             PostgresStateStore.open(settings.statestore.url, claim_limits(settings), cluster_name=settings.cluster.name)
         )
-        consumer = await stack.enter_async_context(open_consumer(settings.queue.url))
-        enqueuer = await stack.enter_async_context(open_enqueuer(settings.queue.url))
+        consumer = await stack.enter_async_context(open_consumer(settings.queue))
+        enqueuer = await stack.enter_async_context(open_enqueuer(settings.queue))
         github = await stack.enter_async_context(GitHubClient.open(settings.github))
         cluster = await stack.enter_async_context(KubernetesCluster.open(settings.cluster))
         probe = await stack.enter_async_context(HttpProbe.open())
@@ -94,6 +96,7 @@ async def build(settings: Settings, *, poll_deliveries: bool = False) -> AsyncIt
             limits=_pipeline_limits(limits),
             clock=clock,
         )
+        metrics = Metrics(slots=limits.slots)
         worker = Worker(
             holder=holder,
             store=store,
@@ -103,6 +106,8 @@ async def build(settings: Settings, *, poll_deliveries: bool = False) -> AsyncIt
             limits=_worker_limits(limits),
             clock=clock,
             on_told=drainer.wake,
+            on_verdict=metrics.verdict,
+            on_finished=metrics.finished,
         )
         sweeper = None
         if limits.sweeper:
@@ -119,7 +124,7 @@ async def build(settings: Settings, *, poll_deliveries: bool = False) -> AsyncIt
                 )
             )
         waiting = make_waiting(settings, store, enqueuer)
-        yield Deployer(consumer=consumer, worker=worker, drainer=drainer, waiting=waiting, sweeper=sweeper)
+        yield Deployer(consumer=consumer, worker=worker, metrics=metrics, drainer=drainer, waiting=waiting, sweeper=sweeper)
 
 
 async def _when_reachable(step: Callable[[], Awaitable[object]]) -> None:
@@ -156,7 +161,9 @@ async def serve(settings: Settings, *, poll_deliveries: bool = False) -> None:
     """Run until SIGTERM or SIGINT. A side task that ends or fails stops the process: it is restarted whole."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    async with build(settings, poll_deliveries=poll_deliveries) as deployer:
+    async with AsyncExitStack() as stack:
+        deployer = await stack.enter_async_context(build(settings, poll_deliveries=poll_deliveries))
+        await warn_of_doubts(settings.queue)
 
         def on_signal() -> None:
             if stop.is_set():
@@ -173,9 +180,11 @@ async def serve(settings: Settings, *, poll_deliveries: bool = False) -> None:
                 tasks.create_task(side_task(deployer.sweeper.run(stop), stop), name="sweeper")
             if settings.deployer.health_port:
                 host, port = settings.deployer.health_host, settings.deployer.health_port
-                tasks.create_task(serve_health(host, port, stopping=stop, until=drained), name="health")
+                page = MetricsPage(deployer.metrics, await stack.enter_async_context(open_gauge(settings.queue)))
+                tasks.create_task(serve_health(host, port, page=page, stopping=stop, until=drained), name="health")
             tasks.create_task(_halt_after_grace(deployer, stop, settings.deployer.shutdown_grace_seconds, drained), name="grace")
-            await deployer.consumer.run(deployer.worker.handle, slots=settings.deployer.slots, stop=stop)
+            handle = deployer.metrics.busy(deployer.worker.handle)
+            await deployer.consumer.run(handle, slots=settings.deployer.slots, stop=stop)
             drained.set()
             deployer.drainer.wake()
         log.info("deployer stopped", action="deployer_stopped")

@@ -21,6 +21,7 @@ from prevue.queue.port import Enqueuer
 from prevue.settings import masked_url
 from prevue.settings_check import Process, check
 from prevue.statestore.port import AlarmStore, JanitorStore, TokenStore
+from prevue.wiring import queues
 
 CHECK_SECONDS = 30.0
 """Longer than any client's own time-out, so that the client's better error comes first."""
@@ -66,9 +67,11 @@ def _open_github(settings: Settings) -> AbstractAsyncContextManager[AppProbe]:
 
 
 def _open_queue(settings: Settings) -> AbstractAsyncContextManager[Enqueuer]:
-    from prevue.wiring.queues import open_enqueuer
+    return queues.open_enqueuer(settings.queue)
 
-    return open_enqueuer(settings.queue.url)
+
+async def _queue_doubts(settings: Settings) -> list[str]:
+    return await queues.queue_doubts(settings.queue)
 
 
 async def _check_schema(settings: Settings) -> None:
@@ -114,6 +117,7 @@ class Neighbours:
 
     github: Callable[[Settings], AbstractAsyncContextManager[AppProbe]] = field(default=_open_github)
     queue: Callable[[Settings], AbstractAsyncContextManager[Enqueuer]] = field(default=_open_queue)
+    queue_doubts: Callable[[Settings], Awaitable[list[str]]] = field(default=_queue_doubts)
     schema: Callable[[Settings], Awaitable[None]] = field(default=_check_schema)
     helm: Callable[[Settings], AbstractAsyncContextManager[HelmProbe]] = field(default=_open_helm)
     cluster: Callable[[Settings], AbstractAsyncContextManager[ClusterProbe]] = field(default=_open_cluster)
@@ -134,7 +138,7 @@ async def examine(
             "compare github.app_id, the private key and this machine's clock with the App's page",
             lambda: _app(settings, near),
         ),
-        ("queue", "is queue.url right, the database up, `prevue migrate` done?", lambda: _queue(settings, near)),
+        ("queue", queues.next_step(settings.queue), lambda: _queue(settings, near)),
     ]
     if "deployer" in processes:
         checks += [
@@ -185,7 +189,9 @@ async def _app(settings: Settings, near: Neighbours) -> list[Line]:
 async def _queue(settings: Settings, near: Neighbours) -> list[Line]:
     async with near.queue(settings) as queue:
         await queue.check()
-    return [Line(level=Level.OK, name="queue", text=f"{masked_url(settings.queue.url)} takes messages")]
+    lines = [Line(level=Level.OK, name="queue", text=f"{masked_url(settings.queue.url)} takes messages")]
+    doubts = await near.queue_doubts(settings)
+    return lines + [Line(level=Level.WARN, name="queue", text=text, next_step="docs/queues.md says what is durable") for text in doubts]
 
 
 async def _store(settings: Settings, near: Neighbours) -> list[Line]:

@@ -28,7 +28,7 @@ from prevue.github_app.asgi import create_app
 from prevue.github_app.budget import Budget
 from prevue.telemetry import Log, configure_logging, get_logger
 from prevue.wiring.http_server import http_protocol
-from prevue.wiring.queues import open_enqueuer
+from prevue.wiring.queues import open_enqueuer, warn_of_doubts
 
 REQUESTS_GRACE_SECONDS: Final = 12
 """After SIGTERM: longer than the slowest delivery (look-ups and enqueue, 9 s by default)."""
@@ -58,7 +58,7 @@ async def build(settings: Settings) -> AsyncIterator[ASGIApp]:
         raise ConfigError(f"app.replicas is {app.replicas}; accepted: 1 or more")
     async with AsyncExitStack() as stack:
         github = await stack.enter_async_context(GitHubClient.open(settings.github, clock=clock))
-        enqueuer = await stack.enter_async_context(open_enqueuer(settings.queue.url))
+        enqueuer = await stack.enter_async_context(open_enqueuer(settings.queue))
         budget = Budget(per_minute=app.comments_per_minute, per_hour=app.comments_per_hour, replicas=app.replicas, now=clock.boottime)
         acknowledger = Acknowledger(github, budget)
         stack.push_async_callback(acknowledger.drain, ACKNOWLEDGEMENTS_GRACE_SECONDS)
@@ -79,6 +79,7 @@ async def serve(settings: Settings) -> None:
         ConfigError: a setting is missing or wrong, or the address cannot be listened on.
     """
     async with build(settings) as app:
+        await warn_of_doubts(settings.queue)
         listener = _listen(settings.app.listen_host, settings.app.listen_port)
         host, port = listener.getsockname()[:2]
         server = uvicorn.Server(

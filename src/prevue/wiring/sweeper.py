@@ -132,7 +132,7 @@ async def build(settings: Settings, *, poll_deliveries: bool = False) -> AsyncIt
         store = await stack.enter_async_context(
             PostgresStateStore.open(settings.statestore.url, claim_limits(settings), cluster_name=settings.cluster.name)
         )
-        enqueuer = await stack.enter_async_context(open_enqueuer(settings.queue.url))
+        enqueuer = await stack.enter_async_context(open_enqueuer(settings.queue))
         github = await stack.enter_async_context(GitHubClient.open(settings.github))
         cluster = await stack.enter_async_context(KubernetesCluster.open(settings.cluster))
         sweeper = await stack.enter_async_context(

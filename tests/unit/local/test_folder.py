@@ -33,7 +33,7 @@ def write_settings(folder: StackFolder, ports: Ports, overlay: dict[str, object]
         content = stack_services.settings(
             folder,
             ports,
-            queue_url="postgresql://app:a@127.0.0.1/prevue",
+            queue={"url": "postgresql://app:a@127.0.0.1/prevue"},
             statestore_url=statestore,
             helm="/usr/bin/helm",
             node="127.0.0.1",

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from prevue.local.cluster import LocalClusterError, cache, packages, programs
+from prevue.local import emulators
+from prevue.local.cluster import LocalClusterError, cache, golang, packages, programs
 
 
 @pytest.mark.parametrize(
@@ -44,28 +45,33 @@ def test_a_kubectl_that_says_nothing_readable_is_not_used(output: str) -> None:
     ],
 )  # fmt: skip
 def test_go_from_path_is_new_enough_for_the_modules(version: str, *, usable: bool) -> None:
-    assert programs.go_is_usable(version) is usable
+    assert golang.go_is_usable(version) is usable
 
 
 def test_the_modules_pin_the_versions_that_the_cache_is_keyed_by() -> None:
-    tools = programs.wrapper_modules()
+    tools = golang.wrapper_modules()
     assert f"k8s.io/kubernetes v{programs.KUBERNETES_VERSION}\n" in (tools / "kubernetes" / "go.mod").read_text()
     assert f"go.etcd.io/etcd/server/v3 v{programs.ETCD_VERSION}" in (tools / "etcd" / "go.mod").read_text()
     assert f"github.com/containernetworking/plugins v{programs.CNI_VERSION}" in (tools / "cni" / "go.mod").read_text()
-    for module in ("kubernetes", "etcd", "cni"):
+    assert (
+        f"github.com/aertje/cloud-tasks-emulator v{emulators.CLOUD_TASKS_VERSION}\n"
+        in (tools / "cloud-tasks-emulator" / "go.mod").read_text()
+    )
+    assert f"cloud.google.com/go/pubsub/v2 v{emulators.PUBSUB_VERSION}\n" in (tools / "pubsub-emulator" / "go.mod").read_text()
+    for module in ("kubernetes", "etcd", "cni", "cloud-tasks-emulator", "pubsub-emulator"):
         assert (tools / module / "go.sum").stat().st_size > 0
 
 
 def test_every_staged_module_is_replaced_by_the_published_one_of_the_same_release() -> None:
-    text = (programs.wrapper_modules() / "kubernetes" / "go.mod").read_text()
+    text = (golang.wrapper_modules() / "kubernetes" / "go.mod").read_text()
     replaced = re.findall(r"^\s+(k8s\.io/\S+) => (k8s\.io/\S+) v(\S+)$", text, re.MULTILINE)
     assert len(replaced) == 29
     assert {(source == target, version) for source, target, version in replaced} == {(True, f"0{programs.KUBERNETES_VERSION[1:]}")}
 
 
 def test_the_modules_ask_for_no_newer_go_than_we_look_for() -> None:
-    wanted = [re.search(r"^go (\d+)\.(\d+)", path.read_text(), re.MULTILINE) for path in programs.wrapper_modules().glob("*/go.mod")]
-    assert max((int(match[1]), int(match[2])) for match in wanted if match) <= programs.GO_MIN
+    wanted = [re.search(r"^go (\d+)\.(\d+)", path.read_text(), re.MULTILINE) for path in golang.wrapper_modules().glob("*/go.mod")]
+    assert max((int(match[1]), int(match[2])) for match in wanted if match) <= golang.GO_MIN
 
 
 def test_a_wheel_is_pinned_with_its_digest() -> None:
@@ -159,3 +165,30 @@ def elf(header_types: list[int]) -> bytes:
 def test_a_static_program_names_no_loader(tmp_path: Path, content: bytes, *, is_static: bool) -> None:
     (tmp_path / "busybox").write_bytes(content)
     assert packages.is_static_executable(tmp_path / "busybox") is is_static
+
+
+def test_redis_from_path_needs_no_libraries(tmp_path: Path) -> None:
+    program = tmp_path / "redis-server"
+    program.touch(mode=0o755)
+    assert programs.redis_program(print, {"PATH": str(tmp_path)}) == (program, None)
+
+
+def test_debian_packages_give_programs_and_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An init script of the same name is no program, and a link to a library is copied as the file."""
+
+    def apt(command: list[str], _what: str, _progress: object, *, cwd: Path | None = None) -> None:
+        if command[0] == "apt-get" and cwd is not None:
+            (cwd / "one.deb").touch()
+        elif command[0] == "dpkg-deb":
+            root = Path(command[-1])
+            for name, text in (("etc/init.d/server", "script"), ("usr/bin/server", "program"), ("usr/lib/libone.so.1.2", "library")):
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                (root / name).write_text(text)
+                (root / name).chmod(0o755)
+            (root / "usr/lib/libone.so.1").symlink_to("libone.so.1.2")
+
+    monkeypatch.setattr(packages, "_apt", apt)
+    packages.unpack_debian(("one",), ("server",), tmp_path, lambda _text: None, libraries=True)
+    assert (tmp_path / "server").read_text() == "program"
+    assert (tmp_path / "lib" / "libone.so.1").read_text() == "library"
+    assert not (tmp_path / "lib" / "libone.so.1").is_symlink()

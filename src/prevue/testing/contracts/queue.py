@@ -18,7 +18,7 @@ import pytest
 
 from prevue.errors import MessageInvalid, QueueUnavailable
 from prevue.model import MESSAGE_BYTES_MAX, Action, Message, Source, idempotency_key
-from prevue.queue.port import AlreadyEnqueued, Consumer, Done, Enqueued, Enqueuer, Handler, Release, RetryAfter, Settlement
+from prevue.queue.port import AlreadyEnqueued, Consumer, Done, Enqueued, Enqueuer, Gauge, Handler, Release, RetryAfter, Settlement
 
 PATIENCE_SECONDS = 20.0
 """How long something that must happen is waited for; a machine may be busy."""
@@ -27,8 +27,8 @@ QUIET_SECONDS = 0.3
 START = datetime(2026, 2, 12, 10, 0, tzinfo=UTC)
 
 
-class Queue(Enqueuer, Consumer, Protocol):
-    """Both sides of one process, and its sudden death."""
+class Queue(Enqueuer, Consumer, Gauge, Protocol):
+    """All sides of one process, and its sudden death."""
 
     def crash(self) -> None:
         """End as by SIGKILL: from now on nothing of this process reaches the queue."""
@@ -128,6 +128,13 @@ async def eventually(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.005)
 
 
+async def depth_becomes(queue: Queue, messages: int) -> None:
+    """Wait until the queue counts so many messages; one that cannot count must say so."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while (await queue.depth()).messages not in (messages, None):  # noqa: ASYNC110 (a settlement may be under way)
+            await asyncio.sleep(0.01)
+
+
 @asynccontextmanager
 async def running(queue: Queue, handler: Handler, *, slots: int = 4) -> AsyncIterator[tuple[asyncio.Task[None], asyncio.Event]]:
     """A consumer at work; at the end it is stopped, which it must survive."""
@@ -162,7 +169,7 @@ class QueueContract:
             assert await queue.enqueue(command(1, delivery_id="another")) in (AlreadyEnqueued(), Enqueued())
             await queue.enqueue(command(2))
             async with running(queue, recorder):
-                await eventually(lambda: 2 in recorder.numbers())
+                await eventually(lambda: {1, 2} <= set(recorder.numbers()))
         assert set(recorder.numbers()) == {1, 2}
 
     async def test_equal_idempotency_key_alone_blocks_nothing(self, harness: QueueHarness) -> None:
@@ -356,6 +363,39 @@ class QueueContract:
                         await harness.let_time_pass(61)
                         await asyncio.sleep(0.05)
 
+    async def test_depth_is_what_is_not_settled(self, harness: QueueHarness) -> None:
+        """What waits, is worked on or was delayed counts, where the queue can say; a settled message does not."""
+        recorder = Recorder(RetryAfter(60))
+        async with harness.open() as queue:
+            await depth_becomes(queue, 0)
+            await queue.enqueue(command(1))
+            await queue.enqueue(command(2))
+            await depth_becomes(queue, 2)
+            async with running(queue, recorder):
+                await eventually(lambda: len(recorder.seen) == 2)
+                await depth_becomes(queue, 1)
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    while len(recorder.seen) < 3:
+                        # Again, should the delay have been written only after time had passed.
+                        await harness.let_time_pass(61)
+                        await asyncio.sleep(0.05)
+                await depth_becomes(queue, 0)
+
+    async def test_oldest_age_grows_until_it_is_settled(self, harness: QueueHarness) -> None:
+        async with harness.open() as queue:
+            await queue.enqueue(command(1))
+            first = (await queue.depth()).oldest_seconds
+            await asyncio.sleep(QUIET_SECONDS)
+            await queue.enqueue(command(2))
+            second = (await queue.depth()).oldest_seconds
+            assert (first is None) == (second is None)
+            if first is not None and second is not None:
+                assert 0 <= first < PATIENCE_SECONDS
+                assert second - first >= QUIET_SECONDS / 2
+            async with running(queue, Recorder()):
+                await depth_becomes(queue, 0)
+            assert (await queue.depth()).oldest_seconds in (0.0, None)
+
     async def test_outage_is_said_by_the_enqueuer(self, harness: QueueHarness) -> None:
         async with harness.open() as queue:
             await queue.check()
@@ -364,6 +404,8 @@ class QueueContract:
                     await queue.enqueue(command(1))
                 with pytest.raises(QueueUnavailable):
                     await queue.check()
+                with pytest.raises(QueueUnavailable):
+                    await queue.depth()
             async with asyncio.timeout(PATIENCE_SECONDS):
                 while True:  # a pooled connection may still have to be found broken
                     try:
