@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -175,11 +176,33 @@ def objects(stack: Any, namespace: str) -> dict[str, str]:
     }
 
 
-@pytest.fixture
-def two_deployers(tmp_path: Path, running_stack: RunningStack) -> Iterator[Any]:
-    """A stack of its own with two deployers; what a test has stopped goes on at the end, so that it can be ended."""
-    with running_stack(tmp_path, deployers=2) as stack:
+@pytest.fixture(scope="module")
+def two_deployers(tmp_path_factory: pytest.TempPathFactory, running_stack: RunningStack) -> Iterator[Any]:
+    """A stack of its own with two deployers."""
+    with running_stack(tmp_path_factory.mktemp("two"), deployers=2) as stack:
         yield stack
+
+
+@contextmanager
+def stopped_with_its_helm(stack: Any) -> Iterator[int]:
+    """Stop the deployer that runs a Helm, with all below it, and give the Helm; what is still there at the end goes on."""
+    ((deployer, helm),) = [(pid, helm) for pid in stack.dev.pids["deployer"] for helm in helms_of(pid)]
+    stopped = [deployer, *descendants(deployer)]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield helm
+    finally:
+        for pid in stopped:
+            if program(pid):
+                os.kill(pid, signal.SIGCONT)
+
+
+async def is_gone(pid: int) -> None:
+    async def look() -> bool | None:
+        return not program(pid) or None
+
+    await wait_for(look, seconds=20, what="the end of the stale Helm")
 
 
 async def test_a_stopped_deployer_and_its_helm_change_nothing_when_they_go_on(two_deployers: Any, sha: Any) -> None:
@@ -187,11 +210,7 @@ async def test_a_stopped_deployer_and_its_helm_change_nothing_when_they_go_on(tw
     stack = two_deployers
     async with connect(stack.dev.github_url) as github:
         pull, namespace = await start_slow(stack, github, sha)
-        ((deployer, helm),) = [(pid, helm) for pid in stack.dev.pids["deployer"] for helm in helms_of(pid)]
-        stopped = [deployer, *descendants(deployer)]
-        for pid in stopped:
-            os.kill(pid, signal.SIGSTOP)
-        try:
+        with stopped_with_its_helm(stack) as helm:
             await done_once(stack, github, pull, namespace, attempts=2)
             before = objects(stack, namespace)
 
@@ -206,15 +225,38 @@ async def test_a_stopped_deployer_and_its_helm_change_nothing_when_they_go_on(tw
             os.kill(helm, signal.SIGCONT)
             await asyncio.sleep(5)
             assert objects(stack, namespace) == before
-        finally:
-            for pid in stopped:
-                if program(pid):
-                    os.kill(pid, signal.SIGCONT)
-
-        async def helm_gone() -> bool | None:
-            return not program(helm) or None
-
-        await wait_for(helm_gone, seconds=20, what="the end of the stale Helm")
+        await is_gone(helm)
         await asyncio.sleep(3)
         assert objects(stack, namespace) == before
         await done_once(stack, github, pull, namespace, attempts=2)
+
+
+async def test_a_deployer_and_its_helm_that_were_stopped_in_a_teardown_bring_nothing_back(two_deployers: Any, sha: Any) -> None:
+    """Stopped while Helm waits for a hook of its uninstall; the other deployer ends the teardown; then they go on, with nothing left."""
+    stack = two_deployers
+    async with connect(stack.dev.github_url) as github:
+        pull = await github.open_pull(OTHER, head_sha=sha("510d"))
+        namespace = await stack.namespace(github, pull)
+        await github.comment(pull)
+        ready = await github.wait_answer(pull, "Preview ready", seconds=100)
+        await github.close(pull)
+
+        async def hook_runs() -> bool | None:
+            return bool(stack.kubectl("get", "jobs", "--namespace", namespace, "-o", "name")) or None
+
+        async def removed_once() -> None:
+            removed = await github.wait_answer(pull, "Preview removed", seconds=100)
+            assert not stack.has_namespace(namespace)
+            assert [comment.id for comment in await github.answers(pull)] == [ready.id, removed.id]
+            _, close = await stack.requests_of(pull)
+            assert (close["state"], close["attempts"]) == ("destroyed", 2)
+
+        await wait_for(hook_runs, seconds=30, what="the job of the uninstall's hook")
+        with stopped_with_its_helm(stack) as helm:
+            await removed_once()
+            os.kill(helm, signal.SIGCONT)
+            await asyncio.sleep(3)
+            assert not stack.has_namespace(namespace)
+        await is_gone(helm)
+        await asyncio.sleep(3)
+        await removed_once()

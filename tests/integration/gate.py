@@ -1,6 +1,7 @@
-"""A slow door before an API server: requests to it go through unless it is shut; each write takes its turn, and a moment.
+"""A door before an API server that shuts itself after a number of writes: so a Helm is in its middle for as long as a test wants.
 
-Helm sends the writes of a chart's many objects at once, and is done with them before anybody could stop it in the middle.
+Without it Helm sends the writes of a chart's many objects at once, and is done with them before anybody could stop it. What has arrived at
+a shut gate is in flight: sent, not answered, and not taken back by the death of its sender.
 """
 
 from __future__ import annotations
@@ -43,23 +44,27 @@ def write_certificate(folder: Path) -> tuple[Path, Path]:
 
 
 class Gate:
-    """Passes requests on, whoever asks, with the asker's own credentials."""
+    """Passes requests on, whoever asks, with the asker's own credentials; writes one after the other, in the order of their arrival."""
 
-    def __init__(self, client: httpx2.AsyncClient, *, write_seconds: float) -> None:
+    def __init__(self, client: httpx2.AsyncClient) -> None:
         self._client = client
-        self._write_seconds = write_seconds
         self._turn = asyncio.Lock()
         self._opened = asyncio.Event()
         self._opened.set()
+        self._left: int | None = None
         self.url = ""
         self.waiting = 0
-        """Writes that have arrived and not been passed on."""
+        """Writes that have arrived and are not answered."""
+        self.reading = 0
+        """Other requests that are not answered."""
+        self.answers: list[int] = []
+        """The status of each write that was passed on."""
 
     @classmethod
     @asynccontextmanager
-    async def before(cls, client: httpx2.AsyncClient, folder: Path, *, write_seconds: float) -> AsyncIterator[Gate]:
+    async def before(cls, client: httpx2.AsyncClient, folder: Path) -> AsyncIterator[Gate]:
         """A gate on a free port of 127.0.0.1. It speaks TLS, since Helm sends no credentials without."""
-        gate = cls(client, write_seconds=write_seconds)
+        gate = cls(client)
         certificate, key = write_certificate(folder)
         app = Starlette(routes=[Route("/{path:path}", gate._pass, methods=METHODS)])
         config = uvicorn.Config(
@@ -78,13 +83,24 @@ class Gate:
             server.should_exit = True
             await serving
 
-    def shut(self) -> None:
-        """From now on no write gets through; those that come wait."""
-        self._opened.clear()
+    def shut_after(self, writes: int) -> None:
+        """So many more writes of ConfigMaps go through, and whatever comes between them; the next write waits, and all behind it."""
+        self._left = writes
 
     def open(self) -> None:
         """Whatever waits goes through, one after the other."""
+        self._left = None
         self._opened.set()
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether a write waits at it; all that went through before are answered."""
+        return not self._opened.is_set()
+
+    async def emptied(self) -> None:
+        """Return when nothing waits."""
+        while self.waiting:  # noqa: ASYNC110  a few times 20 ms
+            await asyncio.sleep(0.02)
 
     async def _pass(self, request: Request) -> Response:
         body = await request.body()
@@ -92,16 +108,30 @@ class Gate:
         target = urlsplit(str(request.url))
         path = target.path + (f"?{target.query}" if target.query else "")
         if request.method == "GET":
-            return await self._forward(request.method, path, headers, body)
+            self.reading += 1
+            try:
+                return await self._forward(request.method, path, headers, body)
+            finally:
+                self.reading -= 1
         self.waiting += 1
         try:
             async with self._turn:
-                await self._opened.wait()
-                await asyncio.sleep(self._write_seconds)
-                await self._opened.wait()
-                return await self._forward(request.method, path, headers, body)
+                await self._admit(target.path)
+                answer = await self._forward(request.method, path, headers, body)
+                self.answers.append(answer.status_code)
+                return answer
         finally:
             self.waiting -= 1
+
+    async def _admit(self, path: str) -> None:
+        """Return when this write may go through."""
+        if self._left is None or "/configmaps" not in path:
+            return
+        if self._left == 0:
+            self._opened.clear()
+            await self._opened.wait()
+        else:
+            self._left -= 1
 
     async def _forward(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Response:
         answer = await self._client.request(method, path, headers=headers, content=body)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from typing import Literal
 
 import msgspec
 
+from prevue.helm import wrapper
 from prevue.helm.command import HelmCommand
 from prevue.helm.port import HelmRun, ReleaseSpec
 
@@ -37,5 +39,6 @@ def _decoded(kind: type, value: object) -> object:
 
 
 if __name__ == "__main__":
+    wrapper.die_with(os.getppid())  # a test that is killed takes it along, stopped or not; and it its Helm
     received = msgspec.json.decode(sys.stdin.buffer.read(), type=Order, dec_hook=_decoded)
     sys.stdout.buffer.write(msgspec.json.encode(asyncio.run(carry_out(received))))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
 import msgspec
 import pytest
+import yaml
 
 from prevue.cluster.api import Api, ApiError, as_claim, load_access
+from prevue.cluster.choice import manifest
 from prevue.cluster.fence import LABEL_MANAGED
+from prevue.cluster.install import MANIFESTS, TOKENS_MANIFEST, apply_manifests
 from prevue.cluster.port import FENCE_ANNOTATION, FENCED_BY_ANNOTATION, FenceKind
 from prevue.config import ClusterSettings
-from prevue.testing.contracts.live import LiveCluster, LiveWorld, live_cluster, live_token_world, live_world, web_objects
+from prevue.testing.contracts.live import LiveCluster, LiveWorld, live_cluster, live_token_world, live_world, open_world, web_objects
 from prevue.testing.contracts.worlds import RELEASE, install, namespace_of, raised
 
 __all__ = ["live_cluster", "live_token_world", "live_world"]
@@ -161,6 +165,30 @@ async def test_fence_is_found_by_trying_it(live_world: LiveWorld) -> None:
     findings = await live_world.kubernetes.inspect()
     assert all(finding.ok for finding in findings), [finding for finding in findings if not finding.ok]
     assert len(findings) > 20
+
+
+async def test_stacks_and_claims_change_nothing_that_others_share(live_cluster: LiveCluster) -> None:
+    """Each stack applies the manifests as it starts, and each claim switches the fence of its own namespace alone."""
+    admin = live_cluster.handle.kubeconfig
+
+    def shared() -> list[Any]:
+        """Whatever the manifests say of what stands in the cluster, and what was added."""
+        documents = [one for name in (*MANIFESTS, TOKENS_MANIFEST) for one in yaml.safe_load_all(manifest(name))]
+        found = json.loads(live_cluster.kubectl("get", "-o", "json", "-f", "-", text=yaml.safe_dump_all(documents)))["items"]
+        for item in found:
+            item.pop("status", None)  # the API server's own
+            for name in ("resourceVersion", "managedFields"):
+                item["metadata"].pop(name, None)
+        assert len(found) == len(documents)
+        return list(found)
+
+    apply_manifests(admin, optional=(TOKENS_MANIFEST,))
+    before = shared()
+    apply_manifests(admin)
+    for kind in FenceKind:
+        async with open_world(live_cluster, kind) as world:
+            await raised(world, world.new_key(), 5)
+    assert shared() == before
 
 
 async def test_doctor_measures_how_long_a_revoked_token_is_accepted(live_token_world: LiveWorld) -> None:

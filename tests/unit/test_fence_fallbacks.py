@@ -19,6 +19,7 @@ from prevue.cluster.claims import Claims
 from prevue.cluster.fence import Fences
 from prevue.cluster.kubernetes import demand_fence
 from prevue.cluster.port import Fence, FenceKind
+from prevue.cluster.rights import service_account
 from prevue.cluster.watches import Watches
 from prevue.config import ClusterSettings
 from prevue.errors import ClusterUnavailable, ConfigError, StaleClaim
@@ -269,6 +270,18 @@ async def test_who_acts_follows_the_kind(clients: list[httpx2.AsyncClient]) -> N
         kind = await choice.find()
         assert json.loads(actors.kubeconfig(fence))["users"][0]["user"] == user
         assert [binding.subject["name"] for binding in actors.bindings("pv", kind)] == [bound]
+
+
+async def test_two_accounts_in_a_cluster_bind_side_by_side(clients: list[httpx2.AsyncClient]) -> None:
+    """A binding that is there is left as it is: under one name the second account would be bound nowhere."""
+    names: list[str] = []
+    for account in ("prevue-a", "prevue-b"):
+        _, actors = chosen(Server(), clients, "auto")
+        actors.own_subject, actors.impersonates = service_account("prevue-system", account), False
+        bindings = [*actors.bindings("pv", FenceKind.TOKEN), *actors.bindings("pv", FenceKind.LEASE)]
+        names += [binding.name for binding in bindings if binding.subject == actors.own_subject]
+    assert len(names) == 4
+    assert len(set(names)) == 4
 
 
 async def test_helm_gets_the_claims_token_and_nobody_elses(clients: list[httpx2.AsyncClient]) -> None:

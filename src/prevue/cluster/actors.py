@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+
+import msgspec
+
 from prevue.cluster.api import Access, Api, as_claim, claim_kubeconfig, impersonating
 from prevue.cluster.claims import Claims
 from prevue.cluster.port import Fence, FenceKind
@@ -52,8 +56,13 @@ class Actors:
         if kind is FenceKind.TOKEN:
             return [
                 Binding("prevue-claim", ROLE, service_account(namespace, CLAIM_ACCOUNT)),
-                Binding("prevue-token-issuer", ISSUER_ROLE, self.own_subject),
+                self._own_binding("prevue-token-issuer", ISSUER_ROLE),
             ]
         if self.impersonates:
             return [Binding("prevue-deployer", ROLE, service_account(namespace, DEPLOYER))]
-        return [Binding("prevue-worker", ROLE, self.own_subject)]
+        return [self._own_binding("prevue-worker", ROLE)]
+
+    def _own_binding(self, name: str, role: str) -> Binding:
+        """Named by its subject: one that is there is left as it is, and may be another account's (a second Prevue's in this cluster)."""
+        tag = sha256(msgspec.json.encode(sorted(self.own_subject.items()))).hexdigest()[:10]
+        return Binding(f"{name}-{tag}", role, self.own_subject)
