@@ -10,8 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from tests.chaos.check import given_up
-from tests.chaos.check import has_ended
+from tests.chaos.check import given_up, has_ended
 from tests.chaos.cluster import ClusterView
 from tests.chaos.conversations import Conversations, listen
 from tests.chaos.killer import Killer
