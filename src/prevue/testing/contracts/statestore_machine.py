@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, MultipleResults, RuleBasedStateMachine, multiple, rule
 
 from prevue import lifecycle
-from prevue.errors import StaleClaim
+from prevue.errors import ImpossibleEvent, StaleClaim
 from prevue.lifecycle import Finish, Reason
 from prevue.model import Action, Claim, Message, PreviewState, RequestState, Source, destroy_request, replay_of
 from prevue.statestore.port import ClaimLimits, Granted
@@ -109,8 +109,8 @@ class StateStoreMachine(RuleBasedStateMachine):
         async def one(which: int) -> object:
             try:
                 return await call(self._stores[which], which)
-            except StaleClaim:
-                return "stale"
+            except (StaleClaim, ImpossibleEvent) as exc:
+                return type(exc).__name__
 
         async def run() -> list[object]:
             results = [await one(which) for which in (0, 1)]
