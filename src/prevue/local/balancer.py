@@ -1,6 +1,7 @@
 """A load balancer for one machine: `python -m prevue.local.balancer --port 9000 --to 9001,9002` hands connections out in turn.
 
-What stands in front of the deployers' doors where Cloud Tasks' emulator posts to one address. A door that does not listen is passed by.
+What stands in front of several Apps, or of the deployers' doors where Cloud Tasks' emulator posts to one address. A door that does not
+listen is passed by.
 """
 
 from __future__ import annotations
