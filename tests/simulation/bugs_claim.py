@@ -98,7 +98,7 @@ def give_back_running() -> list[Any]:
 
 @bug(
     "Helm's deadline counts from its start, not from the begin",
-    settings=world_of("pause_deployer", "helm_slow", "cluster_slow", policy=False),
+    settings=world_of("pause_deployer", "helm_slow", "cluster_slow", policy=False, crowded=True),
     breaks=("one_mutating_worker_per_release",),
 )
 def relative_deadline() -> list[Any]:
