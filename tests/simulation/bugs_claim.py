@@ -11,12 +11,12 @@ from typing import Any
 from unittest.mock import patch
 
 from tests.simulation.planting import UNFENCED, bug, world_of
+from tests.simulation.ports import SimulatedHelm
 from tests.simulation.world import Numbers
 
 from prevue import lifecycle
 from prevue.cluster.port import Fence
 from prevue.deployer import worker
-from prevue.deployer.pipeline import Pipeline
 from prevue.deployer.worker import Worker
 from prevue.errors import StaleClaim
 from prevue.lifecycle import Reason
@@ -98,16 +98,11 @@ def give_back_running() -> list[Any]:
 
 @bug(
     "Helm's deadline counts from its start, not from the begin",
-    settings=world_of("pause_deployer", "helm_slow", "cluster_slow", policy=False),
+    settings=world_of("pause_deployer", "helm_slow", "cluster_slow", policy=False, crowded=True),
     breaks=("one_mutating_worker_per_release",),
 )
 def relative_deadline() -> list[Any]:
-    original = Pipeline._run_helm
-
-    async def run_helm(self: Any, fence: Any, spec: Any, deadline: float) -> Any:
-        return await original(self, fence, spec, self._clock.boottime() + self._limits.helm_deadline_seconds)
-
-    return [patch.object(Pipeline, "_run_helm", run_helm)]
+    return [patch.object(SimulatedHelm, "_seconds_left", lambda self, _: self._world.numbers.helm_deadline_seconds)]
 
 
 @bug(

@@ -350,6 +350,11 @@ class SimulatedHelm:
         world = self._world
         world.opportunity(self._process)
         await world.loop.sleep(world.random.uniform(0.01, 0.1))
+        seconds_left = self._seconds_left(deadline)
+        if seconds_left <= 0:
+            # As the wrapper: a worker that was stopped after its begin starts nothing any more.
+            world.oracle.excuse(self._process)
+            return HelmRun(exit_code=KILLED, output="", error="Helm's deadline had passed", deadline_passed=True)
         child = HelmChild(namespace=namespace, token=world.oracle.token_of(kubeconfig), process=self._process)
         seconds = world.numbers.helm_step_seconds
         if world.faults.draw("helm_slow"):
@@ -359,9 +364,7 @@ class SimulatedHelm:
         self.children.append(child)
         world.oracle.helm_started(child)
         task = self._helm_process.spawn(self._live(child, lambda: start(helm), ended), name="helm")
-        timer = self._helm_process.call_at(
-            world.loop.time() + deadline - self._clock.boottime(), partial(self._kill, child, ended, deadline_passed=True)
-        )
+        timer = self._helm_process.call_at(world.loop.time() + seconds_left, partial(self._kill, child, ended, deadline_passed=True))
         try:
             return await asyncio.shield(ended)
         except asyncio.CancelledError:
@@ -375,6 +378,10 @@ class SimulatedHelm:
             raise
         finally:
             timer.cancel()
+
+    def _seconds_left(self, deadline: float) -> float:
+        """Looked at where Helm starts."""
+        return deadline - self._clock.boottime()
 
     async def _live(self, child: HelmChild, start: Callable[[], Awaitable[HelmRun]], ended: asyncio.Future[HelmRun]) -> None:
         result = HelmRun(exit_code=KILLED, output="", error="Helm was killed", deadline_passed=False)

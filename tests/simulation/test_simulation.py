@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 from tests.simulation.faults import EVERY_KIND_SEEDS, RATES
+from tests.simulation.loop import BOOTED_SECONDS, Process
+from tests.simulation.ports import SimulatedHelm
+from tests.simulation.world import Settings, World
 
 SEEDS = int(os.environ.get("SIMULATION_SEEDS", "3000"))
 SELF_TEST = (
@@ -76,6 +79,15 @@ def test_a_kill_at_any_await_of_the_happy_path_loses_nothing(repository_root: Pa
     assert told["points"]["app"] > 20
     assert told["points"]["deployer"] > 200
     assert told["pairs"] > 500
+
+
+def test_a_simulated_helm_is_not_started_past_its_deadline() -> None:
+    """As the wrapper; one that was started broke `one_mutating_worker_per_release` where no policy is, with nothing wrong (seed 739)."""
+    world = World(1, Settings(only=frozenset(), keep_trace=True))
+    helm = SimulatedHelm(world, Process(world.loop, "deployer"), Process(world.loop, "helm"))
+    run = world.loop.run(helm.uninstall("pv-hello-1", "preview-pr-1", kubeconfig='{"token": 1}', deadline=BOOTED_SECONDS))
+    assert run.deadline_passed
+    assert "helm starts" not in "".join(world.lines)
 
 
 @pytest.mark.parametrize("seed", [7, 11])
