@@ -18,8 +18,10 @@ async def test_a_connection_that_comes_up_slowly_is_not_an_outage() -> None:
     server = grpc.aio.server()  # without any service: whoever reaches it is told so
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
+    connections: list[asyncio.Task[object] | None] = []
 
     async def hand_on_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(asyncio.current_task())
         await asyncio.sleep(HANDSHAKE_SECONDS)
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
         await asyncio.gather(_pass_on(reader, far_writer), _pass_on(far_reader, writer))
@@ -34,6 +36,7 @@ async def test_a_connection_that_comes_up_slowly_is_not_an_outage() -> None:
         await channel.close()
         front.close()
         await server.stop(None)
+        await asyncio.gather(*filter(None, connections))
 
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -42,3 +45,5 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
             writer.write(data)
             await writer.drain()
     writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
