@@ -223,5 +223,5 @@ def test_planted_difference_is_found(mistaken: type[FakeStateStore]) -> None:
 
     with pytest.raises(AssertionError, match="differ"):
         run_state_machine_as_test(
-            RightAndMistaken, settings=settings(BOUNDED, max_examples=200, phases=[Phase.generate], report_multiple_bugs=False)
+            RightAndMistaken, settings=settings(BOUNDED, max_examples=500, phases=[Phase.generate], report_multiple_bugs=False)
         )

@@ -177,6 +177,12 @@ class StateStoreMachine(RuleBasedStateMachine):
         """Step 10."""
         self.both(lambda store, which: store.finish(claim[which], FINISHES[how](claim[which])))
 
+    @rule(claim=claims)
+    def deploy(self, claim: Pair) -> None:
+        """Steps 5 and 10 in a row: what is ready only so is soon there to be changed."""
+        self.begin(claim, PreviewState.DEPLOYING)
+        self.finish(claim, "deployed")
+
     @rule(claim=claims, delay=st.sampled_from([0, 4 * SPAN]), counted=st.booleans())
     def give_back(self, claim: Pair, delay: float, counted: bool) -> None:
         """Transient failure or give-back."""
