@@ -217,5 +217,7 @@ async def test_without_a_public_webhook_address(stack: Any, github: LocalGitHub)
         await github.close(pull)
         await github.wait_answer(pull, "Preview removed", seconds=100)
         assert not stack.has_namespace(await stack.namespace(github, pull))
-    assert [(one["source"], one["state"]) for one in await stack.requests_of(pull)] == [("comment", "deployed"), ("close", "destroyed")]
+    # The sweeper may have seen the closed pull request's namespace before it was gone: its own request finds nothing left to do.
+    asked = [(one["source"], one["state"]) for one in await stack.requests_of(pull) if one["source"] != "sweep"]
+    assert asked == [("comment", "deployed"), ("close", "destroyed")]
     assert len(await github.answers(pull)) == 2
