@@ -106,6 +106,14 @@ class Stack:
             yield
         finally:
             os.kill(supervisor, signal.SIGCONT)
+        if "github-app" in roles:  # the tests that follow speak to it at once
+            wait_until(self._app_answers, seconds=60, what="the App again")
+
+    def _app_answers(self) -> bool:
+        try:
+            return httpx2.get(self.dev.webhook_url.replace("/webhook", "/readyz"), trust_env=False, timeout=5).status_code == 200
+        except httpx2.HTTPError:
+            return False
 
     def pid(self, role: str) -> int:
         """The only process of that name."""
