@@ -27,8 +27,8 @@ import pytest
 import structlog
 
 from prevue.local.emulators import CloudTasksEmulator, PubSubEmulator, cloud_tasks_program, pubsub_program
+from prevue.local.ports import free_ports, listens
 from prevue.local.postgres import EmbeddedPostgres, prepare
-from prevue.local.stack_services import free_ports, listens
 from prevue.migrations import migrate
 
 APP_ROLE, APP_PASSWORD = "prevue_app", "app-password"

@@ -22,9 +22,10 @@ import yaml
 
 from prevue.local import dev, stack_services
 from prevue.local.folder import DevFile, StackFolder
+from prevue.local.ports import LOOPBACK
 from prevue.local.queues import LocalQueue
 from prevue.local.stack import Options, Report, Stack
-from prevue.local.stack_services import LOOPBACK, Access, Ports
+from prevue.local.stack_services import Access, Ports
 from prevue.local.supervisor import Service, Supervisor
 
 APPS, DEPLOYERS = 2, 3

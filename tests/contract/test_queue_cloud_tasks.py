@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from prevue.config import CloudTasksSettings
 from prevue.local.emulators import CloudTasksEmulator
-from prevue.local.stack_services import free_ports
+from prevue.local.ports import free_ports
 from prevue.model import Message
 from prevue.queue.addresses import CloudTasksAddress
 from prevue.queue.cloud_tasks import CloudTasksConsumer, CloudTasksEnqueuer, open_client

@@ -29,7 +29,8 @@ from redis.retry import Retry
 from prevue.config import QueueSettings
 from prevue.errors import ConfigError, QueueUnavailable
 from prevue.local.cluster.programs import redis_program
-from prevue.local.redis import APP_RIGHTS, LocalRedis, environment, free_port
+from prevue.local.ports import free_ports
+from prevue.local.redis import APP_RIGHTS, LocalRedis, environment
 from prevue.model import Message
 from prevue.queue.port import AlreadyEnqueued, Depth, Done, Enqueued, Handler, Release, RetryAfter
 from prevue.queue.redis import RedisConsumer, RedisEnqueuer, RedisGauge
@@ -449,7 +450,7 @@ async def test_handler_runs_in_the_deployers_loop(harness: RedisHarness) -> None
 async def test_tls(tmp_path: Path) -> None:
     """`rediss://`: the server's certificate is checked, against the authority that the URL names."""
     certificate, key = self_signed(tmp_path)
-    tls_port = free_port()
+    [tls_port] = free_ports(1)
     program, libraries = redis_program(print)
     settings = {
         "tls-port": str(tls_port),

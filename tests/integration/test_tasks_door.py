@@ -30,7 +30,7 @@ from starlette.routing import Route
 from prevue.config import CloudTasksSettings
 from prevue.errors import ConfigError, QueueUnavailable
 from prevue.local.emulators import CloudTasksEmulator
-from prevue.local.stack_services import free_ports, listens
+from prevue.local.ports import free_ports, listens
 from prevue.model import Message, encode_message
 from prevue.queue.cloud_tasks import CloudTasksConsumer, CloudTasksEnqueuer
 from prevue.queue.cloud_tasks_admin import CloudTasksCreator

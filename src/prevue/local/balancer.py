@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Sequence
 from contextlib import suppress
 
-LOOPBACK = "127.0.0.1"
+from prevue.local.ports import LOOPBACK
 
 
 async def serve(port: int, doors: Sequence[int]) -> None:

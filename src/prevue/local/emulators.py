@@ -12,10 +12,10 @@ from pathlib import Path
 
 from prevue.local.cluster.cache import ProgramCache, Progress, cache_root
 from prevue.local.cluster.golang import Workbench, build
+from prevue.local.ports import LOOPBACK
 
 CLOUD_TASKS_VERSION = "1.2.0"
 PUBSUB_VERSION = "2.8.1"
-LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,11 +16,11 @@ from prevue.config import CloudTasksSettings, DeployerSettings, PubSubSettings
 from prevue.local import stack_services
 from prevue.local.cluster.cache import Progress
 from prevue.local.cluster.programs import redis_program
-from prevue.local.emulators import LOOPBACK, CloudTasksEmulator, PubSubEmulator, cloud_tasks_program, pubsub_program
+from prevue.local.emulators import CloudTasksEmulator, PubSubEmulator, cloud_tasks_program, pubsub_program
 from prevue.local.folder import StackFolder
+from prevue.local.ports import LOOPBACK, free_ports
 from prevue.local.redis import LocalRedis
 from prevue.local.redis import environment as redis_environment
-from prevue.local.stack_services import free_ports
 from prevue.local.supervisor import Service
 
 ATTEMPTS = 1_000_000

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from prevue.errors import PrevueError
+from prevue.local.ports import free_ports
 from prevue.local.postgres import die_with_parent
 
 APP_RIGHTS = "~rq:* ~prevue:* +hset +rpush +sadd +zadd +set +multi +exec +ping +info +config|get +client|setname +hello"
@@ -37,7 +38,7 @@ class LocalRedis:
         self.folder = folder
         self.password = secrets.token_urlsafe(24)
         self._app_password = secrets.token_urlsafe(24)
-        self.port = free_port()
+        [self.port] = free_ports(1)
         self._program = program
         self._environ = dict(environ)
         self._settings = dict(settings or {})
@@ -146,10 +147,3 @@ def environment(libraries: Path | None) -> dict[str, str]:
     """All that the child gets to see: where its libraries lie."""
     found = {"PATH": os.defpath, "LC_ALL": "C"}
     return found | ({"LD_LIBRARY_PATH": str(libraries)} if libraries else {})
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -5,10 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -20,16 +18,13 @@ from typing import Any
 
 from prevue.local import ci
 from prevue.local.folder import APP_ID, StackFolder, laid_over
+from prevue.local.ports import LOOPBACK, free_ports, listens
 from prevue.local.postgres import EmbeddedPostgres
 from prevue.local.processes import MARK
 from prevue.local.redis import LocalRedis
 from prevue.local.supervisor import Service
 
 REPOSITORIES = ("acme/hello", "acme/other")
-PORTS = range(20_000, 29_000)
-"""Below the kernel's ephemeral ports (32768 on Linux), where an outgoing connection could take one before its process listens, and
-below Kubernetes' node ports (30000)."""
-LOOPBACK = "127.0.0.1"
 FIRST = -5
 """Niceness of what answers webhooks: elsewhere it has machines of its own; here fifty new previews take every core that there is."""
 
@@ -285,30 +280,3 @@ def remove_tree(path: Path) -> None:
 
 def _prevue(command: str, config: Path) -> list[str]:
     return [sys.executable, "-m", "prevue", command, "--config", str(config)]
-
-
-def free_ports(count: int) -> list[int]:
-    """So many ports of loopback that nobody listens on just now."""
-    held = []
-    try:
-        for port in random.sample(PORTS, 400):
-            probe = socket.socket()
-            try:
-                probe.bind((LOOPBACK, port))
-            except OSError:
-                probe.close()
-                continue
-            held.append(probe)
-            if len(held) == count:
-                break
-        return [probe.getsockname()[1] for probe in held]
-    finally:
-        for probe in held:
-            probe.close()
-
-
-def listens(port: int) -> bool:
-    """Whether somebody takes connections on this port of loopback."""
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex((LOOPBACK, port)) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from prevue.local.balancer import serve
-from prevue.local.stack_services import free_ports
+from prevue.local.ports import free_ports
 from prevue.testing.contracts.queue import eventually
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from prevue.local import stack_services
 from prevue.local.folder import OVERLAY_VARIABLE, DevFile, StackFolder, laid_over, replace
+from prevue.local.ports import PORTS
 from prevue.local.stack_services import Ports
 from prevue.settings import load, settings_for
 from prevue.settings_check import check
@@ -109,4 +110,4 @@ def test_ports_are_free_and_below_the_ephemeral_ones() -> None:
     ports = Ports.choose(deployers=3)
     chosen = (ports.github, ports.app, *ports.deployers)
     assert len(set(chosen)) == 5
-    assert all(port in stack_services.PORTS for port in chosen)
+    assert all(port in PORTS for port in chosen)

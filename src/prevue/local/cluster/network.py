@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import random
 import re
-import socket
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from prevue.errors import PrevueError
 from prevue.local.cluster.errors import LocalClusterError
 from prevue.local.cluster.state import Layout, boot_id
+from prevue.local.ports import free_ports
 
 NODE_LINK = "prevue0"
 COMMENT = "prevue-local-cluster"
@@ -24,8 +24,6 @@ KUBERNETES_CHAIN = re.compile(r"^:((?:KUBE|CNI)-[A-Z0-9-]+) ")
 JUMP_TO_KUBERNETES = re.compile(r"^-A (?!KUBE-|CNI-)\S+ .*-j (KUBE|CNI)-")
 TABLES = ("iptables", "ip6tables")
 FORWARDING = ("net/ipv4/ip_forward", "net/ipv4/conf/all/route_localnet")
-PORTS = range(20000, 29000)
-"""Below NodePorts and the kernel's own choice for outgoing connections: a port stays ours between two starts."""
 
 
 def choose_layout() -> Layout:
@@ -39,7 +37,10 @@ def choose_layout() -> Layout:
             "another Kubernetes node runs on this machine (its iptables chains KUBE-* are there), and two of them disturb each "
             "other: use it with --kubeconfig FILE, or stop it"
         )
-    api_port, etcd_port, etcd_peer_port = _free_ports(3)
+    try:
+        api_port, etcd_port, etcd_peer_port = free_ports(3)
+    except PrevueError as exc:
+        raise LocalClusterError(str(exc)) from exc
     return Layout(
         network=_free_network(),
         api_port=api_port,
@@ -108,20 +109,6 @@ def _taken_networks() -> Iterable[ipaddress.IPv4Network]:
                     continue  # "default", and whatever else is no range
                 if network.prefixlen >= 8:
                     yield network
-
-
-def _free_ports(count: int) -> list[int]:
-    ports: list[int] = []
-    for port in random.sample(PORTS, len(PORTS)):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        ports.append(port)
-        if len(ports) == count:
-            return ports
-    raise LocalClusterError(f"no free ports between {PORTS.start} and {PORTS.stop} on 127.0.0.1")
 
 
 def _save(program: str) -> list[str]:
