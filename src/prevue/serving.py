@@ -20,13 +20,16 @@ class Server(uvicorn.Server):
         yield
 
 
+BACKLOG = 1_024
+
+
 def listen(host: str, port: int, *, setting: str) -> socket.socket:
-    """A socket that listens there; uvicorn's own would end the process where it cannot.
+    """A listening socket; made here, not by the server, so that a failure is an error of `setting`.
 
     Raises:
         ConfigError: the address cannot be listened on.
     """
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024)
-    except OSError as exc:
-        raise ConfigError(f"{setting}: {host} port {port} cannot be listened on: {exc.strerror or exc}") from exc
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG)
+    except (OSError, OverflowError) as exc:
+        raise ConfigError(f"{setting}: cannot listen on {host}:{port}: {exc}") from exc

@@ -116,7 +116,7 @@ class CloudTasksConsumer:
         Raises:
             ConfigError: the door's address cannot be listened on.
         """
-        listener = listen(self._host, self._port, setting="queue.cloud_tasks.listen_port")
+        listener = listen(self._host, self._port, setting="queue.cloud_tasks.listen_host, queue.cloud_tasks.listen_port")
         serving: asyncio.Task[None] | None = None
         try:
             # A group: a caller that cancels cancels the handlers, and their requests are answered before the server ends.

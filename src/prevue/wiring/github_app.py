@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -26,6 +25,7 @@ from prevue.github.client import GitHubClient
 from prevue.github_app.acknowledge import Acknowledger
 from prevue.github_app.asgi import create_app
 from prevue.github_app.budget import Budget
+from prevue.serving import listen
 from prevue.telemetry import Log, configure_logging, get_logger
 from prevue.wiring.http_server import http_protocol
 from prevue.wiring.queues import open_enqueuer, warn_of_doubts
@@ -38,7 +38,6 @@ CONNECTIONS_MAX: Final = 1_000
 """Open connections, each with at most one body in memory; beyond, 503. GitHub keeps a handful."""
 KEEP_ALIVE_SECONDS: Final = 75
 """Longer than a load balancer's idle time (60 s), so that it is the balancer that closes first."""
-BACKLOG: Final = 1_024
 
 _log = get_logger()
 
@@ -80,7 +79,7 @@ async def serve(settings: Settings) -> None:
     """
     async with build(settings) as app:
         await warn_of_doubts(settings.queue)
-        listener = _listen(settings.app.listen_host, settings.app.listen_port)
+        listener = listen(settings.app.listen_host, settings.app.listen_port, setting="app.listen_host, app.listen_port")
         host, port = listener.getsockname()[:2]
         server = uvicorn.Server(
             uvicorn.Config(
@@ -137,15 +136,6 @@ def _webhook_secrets(settings: GitHubSettings) -> tuple[bytes, ...]:
             "accepted: one secret, or two while one is being rotated, none of them empty"
         )
     return secrets
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket; made here, not by the server, so that a failure is an error of a setting."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except (OSError, OverflowError) as exc:
-        raise ConfigError(f"app.listen_host, app.listen_port: cannot listen on {host}:{port}: {exc}") from exc
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
