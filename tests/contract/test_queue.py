@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -11,10 +10,8 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from prevue.model import Message
-from prevue.queue.port import AlreadyEnqueued, Depth, Enqueued, Handler
 from prevue.queue.postgres import PostgresConsumer, PostgresEnqueuer, PostgresGauge
-from prevue.testing.contracts.queue import Queue, QueueContract, QueueHarness
+from prevue.testing.contracts.queue import OpenedQueue, Queue, QueueContract, QueueHarness
 from prevue.testing.proxy import Proxy
 from prevue.testing.queue import FakeQueue, QueueDisk
 
@@ -47,30 +44,6 @@ class FakeHarness:
             self.disk.outage = False
 
 
-class PostgresQueue:
-    """Both sides, as one process would open them."""
-
-    def __init__(self, enqueuer: PostgresEnqueuer, consumer: PostgresConsumer, gauge: PostgresGauge) -> None:
-        self._enqueuer = enqueuer
-        self._consumer = consumer
-        self._gauge = gauge
-
-    async def enqueue(self, message: Message) -> Enqueued | AlreadyEnqueued:
-        return await self._enqueuer.enqueue(message)
-
-    async def check(self) -> None:
-        await self._enqueuer.check()
-
-    async def run(self, handler: Handler, *, slots: int, stop: asyncio.Event) -> None:
-        await self._consumer.run(handler, slots=slots, stop=stop)
-
-    async def depth(self) -> Depth:
-        return await self._gauge.depth()
-
-    def crash(self) -> None:
-        self._consumer._pool.terminate()
-
-
 class PostgresHarness:
     """Time passes by moving the rows' times back; the network between is a proxy that can be cut."""
 
@@ -87,7 +60,7 @@ class PostgresHarness:
             PostgresConsumer.open(self.url, lease_seconds=lease_seconds, poll_seconds=0.1) as consumer,
             PostgresGauge.open(self.url) as gauge,
         ):
-            yield PostgresQueue(enqueuer, consumer, gauge)
+            yield OpenedQueue(enqueuer, consumer, gauge, crash=consumer._pool.terminate)
 
     async def let_time_pass(self, seconds: float) -> None:
         await self.connection.execute("UPDATE queue_message SET available_at = available_at - make_interval(secs => $1)", seconds)

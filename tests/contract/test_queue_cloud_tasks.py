@@ -23,11 +23,10 @@ from starlette.routing import Route
 from prevue.config import CloudTasksSettings
 from prevue.local.emulators import CloudTasksEmulator
 from prevue.local.ports import free_ports
-from prevue.model import Message
 from prevue.queue.addresses import CloudTasksAddress
 from prevue.queue.cloud_tasks import CloudTasksConsumer, CloudTasksEnqueuer, open_client
 from prevue.queue.cloud_tasks_admin import CloudTasksGauge
-from prevue.queue.port import AlreadyEnqueued, Depth, Enqueued, Handler
+from prevue.queue.port import Handler
 from prevue.serving import Server, listen
 from prevue.testing.contracts import queue as contract
 from prevue.testing.proxy import Proxy
@@ -106,38 +105,26 @@ class Front:
         return time.monotonic() + self._passed
 
 
-class CloudTasksQueue:
-    """All sides, as one process would open them."""
+class CloudTasksQueue(contract.OpenedQueue):
+    """While it runs, the front knows its door."""
 
     def __init__(
         self, enqueuer: CloudTasksEnqueuer, consumer: CloudTasksConsumer, gauge: CloudTasksGauge, network: Proxy, front: Front, port: int
     ) -> None:
-        self._enqueuer = enqueuer
-        self._consumer = consumer
-        self._gauge = gauge
-        self._network = network
+        def crash() -> None:
+            network.sever()
+            front.lose(port)
+
+        super().__init__(enqueuer, consumer, gauge, crash)
         self._front = front
         self._port = port
-
-    async def enqueue(self, message: Message) -> Enqueued | AlreadyEnqueued:
-        return await self._enqueuer.enqueue(message)
-
-    async def check(self) -> None:
-        await self._enqueuer.check()
-
-    async def depth(self) -> Depth:
-        return await self._gauge.depth()
 
     async def run(self, handler: Handler, *, slots: int, stop: asyncio.Event) -> None:
         self._front.doors.append(self._port)
         try:
-            await self._consumer.run(handler, slots=slots, stop=stop)
+            await super().run(handler, slots=slots, stop=stop)
         finally:
             self._front.lose(self._port)
-
-    def crash(self) -> None:
-        self._network.sever()
-        self._front.lose(self._port)
 
 
 class CloudTasksHarness:

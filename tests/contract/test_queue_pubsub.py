@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,42 +12,15 @@ from google.pubsub_v1 import PublisherAsyncClient, PubsubMessage, SubscriberAsyn
 
 from prevue.config import PubSubSettings
 from prevue.local.emulators import PubSubEmulator
-from prevue.model import Message
-from prevue.queue.port import AlreadyEnqueued, Depth, Enqueued, Handler
 from prevue.queue.pubsub import PubSubConsumer, PubSubEnqueuer, open_publisher, open_subscriber
 from prevue.queue.pubsub_admin import PubSubGauge
-from prevue.testing.contracts.queue import Queue, QueueContract, QueueHarness
+from prevue.testing.contracts.queue import OpenedQueue, Queue, QueueContract, QueueHarness
 from prevue.testing.proxy import Proxy
 
 PROJECT = "test"
 PASSED_SECONDS_MAX = 500
 """The emulator drops a message that nobody has acknowledged ten minutes after it was published; no delay under test is longer."""
 _numbers = itertools.count(1)
-
-
-class PubSubQueue:
-    """All sides, as one process would open them; its network is its own, and ends when it crashes."""
-
-    def __init__(self, enqueuer: PubSubEnqueuer, consumer: PubSubConsumer, gauge: PubSubGauge, network: Proxy) -> None:
-        self._enqueuer = enqueuer
-        self._consumer = consumer
-        self._gauge = gauge
-        self._network = network
-
-    async def enqueue(self, message: Message) -> Enqueued | AlreadyEnqueued:
-        return await self._enqueuer.enqueue(message)
-
-    async def check(self) -> None:
-        await self._enqueuer.check()
-
-    async def depth(self) -> Depth:
-        return await self._gauge.depth()
-
-    async def run(self, handler: Handler, *, slots: int, stop: asyncio.Event) -> None:
-        await self._consumer.run(handler, slots=slots, stop=stop)
-
-    def crash(self) -> None:
-        self._network.sever()
 
 
 class PubSubHarness:
@@ -84,7 +56,7 @@ class PubSubHarness:
             enqueuer = await stack.enter_async_context(PubSubEnqueuer.open(self._url, settings))
             consumer = await stack.enter_async_context(PubSubConsumer.open(self._url, settings, lease_seconds=lease_seconds))
             gauge = await stack.enter_async_context(PubSubGauge.open(self._url, settings))
-            yield PubSubQueue(enqueuer, consumer, gauge, network)
+            yield OpenedQueue(enqueuer, consumer, gauge, crash=network.sever)  # its network is its own
             self._networks.remove(network)
 
     async def let_time_pass(self, seconds: float) -> None:

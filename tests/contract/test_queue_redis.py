@@ -32,11 +32,11 @@ from prevue.local.cluster.programs import redis_program
 from prevue.local.ports import free_ports
 from prevue.local.redis import APP_RIGHTS, LocalRedis, environment
 from prevue.model import Message
-from prevue.queue.port import AlreadyEnqueued, Depth, Done, Enqueued, Handler, Release, RetryAfter
+from prevue.queue.port import Done, Enqueued, Release, RetryAfter
 from prevue.queue.redis import RedisConsumer, RedisEnqueuer, RedisGauge
 from prevue.queue.redis_durability import doubts, sync_to_disk
 from prevue.queue.redis_jobs import REJECTED_KEY, UNSETTLED_KEY, RedisJobs
-from prevue.testing.contracts.queue import Blocker, Queue, QueueContract, QueueHarness, Recorder, command, eventually, running
+from prevue.testing.contracts.queue import Blocker, OpenedQueue, Queue, QueueContract, QueueHarness, Recorder, command, eventually, running
 from prevue.testing.proxy import Proxy
 from prevue.wiring.queues import depth, open_consumer, open_enqueuer, queue_doubts
 
@@ -44,30 +44,10 @@ TIMED_KEYS = ("rq:wip:prevue", "rq:scheduled:prevue", UNSETTLED_KEY)
 FIRST_SEEN = "rq:queue:prevue:intermediate:first_seen:*"
 
 
-class RedisQueue:
-    """Both sides, as one process would open them."""
-
-    def __init__(self, enqueuer: RedisEnqueuer, consumer: RedisConsumer, gauge: RedisGauge) -> None:
-        self._enqueuer = enqueuer
-        self._consumer = consumer
-        self._gauge = gauge
-
-    async def enqueue(self, message: Message) -> Enqueued | AlreadyEnqueued:
-        return await self._enqueuer.enqueue(message)
-
-    async def check(self) -> None:
-        await self._enqueuer.check()
-
-    async def run(self, handler: Handler, *, slots: int, stop: asyncio.Event) -> None:
-        await self._consumer.run(handler, slots=slots, stop=stop)
-
-    async def depth(self) -> Depth:
-        return await self._gauge.depth()
-
-    def crash(self) -> None:
-        pool = self._consumer._jobs.client.connection_pool
-        pool.connection_kwargs["port"] = 1  # nobody listens there
-        pool.disconnect()
+def crash(consumer: RedisConsumer) -> None:
+    pool = consumer._jobs.client.connection_pool
+    pool.connection_kwargs["port"] = 1  # nobody listens there
+    pool.disconnect()
 
 
 class RedisHarness:
@@ -86,7 +66,7 @@ class RedisHarness:
             RedisConsumer.open(self.url, lease_seconds=lease_seconds, poll_seconds=0.1) as consumer,
             RedisGauge.open(self.url) as gauge,
         ):
-            yield RedisQueue(enqueuer, consumer, gauge)
+            yield OpenedQueue(enqueuer, consumer, gauge, crash=lambda: crash(consumer))
 
     async def let_time_pass(self, seconds: float) -> None:
         for key in TIMED_KEYS:

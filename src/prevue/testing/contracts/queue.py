@@ -18,7 +18,7 @@ import pytest
 
 from prevue.errors import MessageInvalid, QueueUnavailable
 from prevue.model import MESSAGE_BYTES_MAX, Action, Message, Source, idempotency_key
-from prevue.queue.port import AlreadyEnqueued, Consumer, Done, Enqueued, Enqueuer, Gauge, Handler, Release, RetryAfter, Settlement
+from prevue.queue.port import AlreadyEnqueued, Consumer, Depth, Done, Enqueued, Enqueuer, Gauge, Handler, Release, RetryAfter, Settlement
 
 PATIENCE_SECONDS = 20.0
 """How long something that must happen is waited for; a machine may be busy."""
@@ -33,6 +33,28 @@ class Queue(Enqueuer, Consumer, Gauge, Protocol):
     def crash(self) -> None:
         """End as by SIGKILL: from now on nothing of this process reaches the queue."""
         ...
+
+
+class OpenedQueue:
+    """The sides of one backend as a `Queue`; how such a process dies, the backend's test says."""
+
+    def __init__(self, enqueuer: Enqueuer, consumer: Consumer, gauge: Gauge, crash: Callable[[], None]) -> None:
+        self._enqueuer = enqueuer
+        self._consumer = consumer
+        self._gauge = gauge
+        self.crash = crash
+
+    async def enqueue(self, message: Message) -> Enqueued | AlreadyEnqueued:
+        return await self._enqueuer.enqueue(message)
+
+    async def check(self) -> None:
+        await self._enqueuer.check()
+
+    async def run(self, handler: Handler, *, slots: int, stop: asyncio.Event) -> None:
+        await self._consumer.run(handler, slots=slots, stop=stop)
+
+    async def depth(self) -> Depth:
+        return await self._gauge.depth()
 
 
 class QueueHarness(Protocol):
