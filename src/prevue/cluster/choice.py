@@ -94,10 +94,7 @@ class FenceChoice:
         Raises:
             ApiError, ClusterUnavailable: tokens are not to be had, or this one was accepted for a minute.
         """
-        await self.prepare_check_namespace()
-        meta, bearer = await self._claims.try_out(CHECK_NAMESPACE, f"prevue-try-{secrets.token_hex(4)}")
-        await self._claims.end_trial(CHECK_NAMESPACE, meta)
-        return await self._claims.refusal(CHECK_NAMESPACE, bearer)
+        return await self._claims.refusal(CHECK_NAMESPACE, await self._try_token())
 
     async def _find(self) -> FenceKind:
         actors = self._actors
@@ -130,13 +127,18 @@ class FenceChoice:
     async def _tokens_work(self) -> bool:
         """Everything that a claim needs, tried in the namespace that is there for it."""
         try:
-            await self.prepare_check_namespace()
-            meta, _ = await self._claims.try_out(CHECK_NAMESPACE, f"prevue-try-{secrets.token_hex(4)}")
-            await self._claims.end_trial(CHECK_NAMESPACE, meta)
+            await self._try_token()
         except (ApiError, Unauthorized) as exc:
             log.info("claims cannot have tokens of their own", action="fence_tokens", error=str(exc))
             return False
         return True
+
+    async def _try_token(self) -> str:
+        """A claim's token that was accepted, and is revoked by now."""
+        await self.prepare_check_namespace()
+        meta, bearer = await self._claims.try_out(CHECK_NAMESPACE, f"prevue-try-{secrets.token_hex(4)}")
+        await self._claims.end_trial(CHECK_NAMESPACE, meta)
+        return bearer
 
     async def prepare_check_namespace(self) -> None:
         """The namespace of manifests/fence-policy.yaml, where that was not applied, and our bindings in it."""

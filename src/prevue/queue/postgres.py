@@ -13,7 +13,7 @@ https://www.postgresql.org/docs/current/sql-insert.html (ON CONFLICT without a t
 from __future__ import annotations
 
 import asyncio
-import random
+import functools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple, Self
@@ -25,7 +25,7 @@ import structlog
 from prevue.errors import MessageInvalid, QueueUnavailable
 from prevue.model import Message, decode_message, encode_message
 from prevue.postgres import CONNECT_SECONDS_MAX, FairPool, check_url, is_outage, open_pool, outages_as
-from prevue.queue.handling import ask
+from prevue.queue.handling import OUTAGE_SECONDS, OUTAGE_SECONDS_MAX, after_failure, ask, settle
 from prevue.queue.identity import message_identity
 from prevue.queue.port import AlreadyEnqueued, Consumer, Depth, Done, Enqueued, Enqueuer, Gauge, Handler, Release, RetryAfter, Settlement
 
@@ -39,10 +39,6 @@ POLL_SECONDS = 1.0
 """Look without having been notified: for delays that have passed, and for notifications that were lost."""
 COMMAND_SECONDS_MAX = 5.0
 """Each statement of a consumer; less than the lease."""
-BACKOFF_SECONDS, BACKOFF_SECONDS_MAX = 1.0, 60.0
-"""A message whose handler raised comes back after this, doubled with each delivery."""
-OUTAGE_SECONDS, OUTAGE_SECONDS_MAX = 0.1, 5.0
-"""Waits between attempts while the database is down."""
 
 _ENQUEUE = "INSERT INTO queue_message (identity, body) VALUES ($1, $2) ON CONFLICT DO NOTHING"
 _CHECK = "SELECT has_any_column_privilege('queue_message', 'INSERT') AND NOT pg_is_in_recovery()"
@@ -231,22 +227,11 @@ class PostgresConsumer:
             await self._release_cancelled(received)
             raise
         try:
-            await self._settle(received, self._failed(received, answer) if isinstance(answer, BaseException) else answer)
+            if isinstance(answer, BaseException):
+                answer = after_failure(answer, earlier=received.deliveries - 1, queue_message=received.id)
+            await settle(functools.partial(self._settle_once, received, answer), lease_seconds=self._lease_seconds)
         finally:
             self._held.pop(received.receipt, None)
-
-    def _failed(self, received: _Received, exc: BaseException) -> RetryAfter:
-        backoff = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2 ** min(received.deliveries - 1, 10)) * random.uniform(0.8, 1.2)  # noqa: S311
-        _log.error("queue_handler_failed", queue_message=received.id, retry_seconds=round(backoff, 1), exc_info=exc)
-        return RetryAfter(backoff)
-
-    async def _settle(self, received: _Received, settlement: Settlement) -> None:
-        """Until it is done or the lease must have ended: from then on the message comes back anyway."""
-        outage = OUTAGE_SECONDS
-        until = asyncio.get_running_loop().time() + self._lease_seconds
-        while not await self._settle_once(received, settlement) and asyncio.get_running_loop().time() < until:
-            await asyncio.sleep(outage)
-            outage = min(OUTAGE_SECONDS_MAX, outage * 2)
 
     async def _settle_once(self, received: _Received, settlement: Settlement) -> bool:
         match settlement:

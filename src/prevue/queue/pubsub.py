@@ -13,9 +13,9 @@ acknowledges, delays or gives back by that same deadline. What Pub/Sub repeats f
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import os
-import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -33,7 +33,7 @@ from prevue.masking import without_secrets
 from prevue.model import Message, decode_message, encode_message
 from prevue.queue.addresses import PubSubAddress
 from prevue.queue.google import CALL_SECONDS_MAX, ENQUEUE_SECONDS_MAX, open_channel, outages_as_unavailable
-from prevue.queue.handling import ask
+from prevue.queue.handling import OUTAGE_SECONDS, OUTAGE_SECONDS_MAX, after_failure, ask, settle
 from prevue.queue.port import Consumer, Done, Enqueued, Enqueuer, Handler, Release, RetryAfter, Settlement
 
 LEASE_SECONDS = 30.0
@@ -42,10 +42,6 @@ PULL_SECONDS = 60.0
 """A pull that has brought nothing is begun anew."""
 DELAY_SECONDS_MAX = 600
 """Longest acknowledgement deadline."""
-BACKOFF_SECONDS, BACKOFF_SECONDS_MAX = 1.0, 60.0
-"""A message whose handler raised comes back after this, doubled with each delivery where Pub/Sub counts them."""
-OUTAGE_SECONDS, OUTAGE_SECONDS_MAX = 0.1, 5.0
-"""Waits between attempts while Pub/Sub does not answer."""
 
 _log = structlog.get_logger(__name__)
 
@@ -206,8 +202,9 @@ class PubSubConsumer:
         """One delivery, from the handler to the settlement. Nothing but cancellation leaves this."""
         try:
             answer = await ask(handler, received.message)
-            settlement = self._failed(received, answer) if isinstance(answer, BaseException) else answer
-            await self._settle(received, settlement)
+            if isinstance(answer, BaseException):
+                answer = after_failure(answer, earlier=received.deliveries - 1, queue_message=received.message_id)
+            await settle(functools.partial(self._settle_once, received, answer), lease_seconds=self._lease_seconds)
         except asyncio.CancelledError:
             # The caller cancelled the handler: give the message back now, if that is quick; else its lease ends.
             self._held.pop(received.ack_id, None)
@@ -216,20 +213,6 @@ class PubSubConsumer:
             raise
         finally:
             self._held.pop(received.ack_id, None)
-
-    def _failed(self, received: _Received, exc: BaseException) -> RetryAfter:
-        doublings = min(max(received.deliveries - 1, 0), 10)
-        backoff = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2**doublings) * random.uniform(0.8, 1.2)  # noqa: S311
-        _log.error("queue_handler_failed", queue_message=received.message_id, retry_seconds=round(backoff, 1), exc_info=exc)
-        return RetryAfter(backoff)
-
-    async def _settle(self, received: _Received, settlement: Settlement) -> None:
-        """Until it is done or the lease must have ended: from then on the message comes back anyway."""
-        outage = OUTAGE_SECONDS
-        until = time.monotonic() + self._lease_seconds
-        while not await self._settle_once(received, settlement) and time.monotonic() < until:
-            await asyncio.sleep(outage)
-            outage = min(OUTAGE_SECONDS_MAX, outage * 2)
 
     async def _settle_once(self, received: _Received, settlement: Settlement) -> bool:
         match settlement:

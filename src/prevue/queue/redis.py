@@ -10,7 +10,6 @@ What "durable" means is the server's to say (`durability`): with AOF and Redis 7
 from __future__ import annotations
 
 import asyncio
-import random
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -28,7 +27,7 @@ from redis.retry import Retry
 
 from prevue.errors import ConfigError, MessageInvalid, QueueUnavailable
 from prevue.model import Message, decode_message, encode_message
-from prevue.queue.handling import ask
+from prevue.queue.handling import OUTAGE_SECONDS, OUTAGE_SECONDS_MAX, after_failure, ask, settle
 from prevue.queue.port import AlreadyEnqueued, Consumer, Depth, Done, Enqueued, Enqueuer, Gauge, Handler, Release, RetryAfter, Settlement
 from prevue.queue.redis_durability import doubts, sync_to_disk
 from prevue.queue.redis_jobs import Delivery, RedisJobs
@@ -47,10 +46,6 @@ COMMAND_SECONDS_MAX = 5.0
 """Each command of a consumer; longer than a blocking wait, shorter than the lease."""
 CONSUMER_THREADS = 4
 """One waits for messages; the others extend, settle and recover, each in under a millisecond."""
-BACKOFF_SECONDS, BACKOFF_SECONDS_MAX = 1.0, 60.0
-"""A message whose handler raised comes back after this, doubled with each failure."""
-OUTAGE_SECONDS, OUTAGE_SECONDS_MAX = 0.1, 5.0
-"""Waits between attempts while Redis is down."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -262,22 +257,13 @@ class RedisConsumer:
             case Release():
                 await self._settle(delivery, self._jobs.release)
             case _:
-                await self._failed(delivery, answer)
-
-    async def _failed(self, delivery: Delivery, exc: BaseException) -> None:
-        backoff = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2 ** min(delivery.failures, 10)) * random.uniform(0.8, 1.2)  # noqa: S311
-        _log.error("queue_handler_failed", queue_message=delivery.job.id, retry_seconds=round(backoff, 1), exc_info=exc)
-        await self._settle(delivery, self._jobs.delay, backoff, failed=True)
+                backoff = after_failure(answer, earlier=delivery.failures, queue_message=delivery.job.id)
+                await self._settle(delivery, self._jobs.delay, backoff.delay, failed=True)
 
     async def _settle(
         self, delivery: Delivery, step: Callable[Concatenate[Delivery, _P], object], *args: _P.args, **kwargs: _P.kwargs
     ) -> None:
-        """Until it is done or the lease must have ended: from then on the message comes back anyway."""
-        outage = OUTAGE_SECONDS
-        until = asyncio.get_running_loop().time() + self._lease_seconds
-        while not await self._try_once(step, delivery, *args, **kwargs) and asyncio.get_running_loop().time() < until:
-            await asyncio.sleep(outage)
-            outage = min(OUTAGE_SECONDS_MAX, outage * 2)
+        await settle(lambda: self._try_once(step, delivery, *args, **kwargs), lease_seconds=self._lease_seconds)
 
     async def _release_cancelled(self, delivery: Delivery) -> None:
         """The caller cancelled the handler: give the message back now, if that is quick; else its lease ends."""
