@@ -50,6 +50,12 @@ def crash(consumer: RedisConsumer) -> None:
     pool.disconnect()
 
 
+def contents(client: Any) -> dict[str, Any]:
+    """Where the messages are."""
+    lists = {key: client.lrange(key, 0, -1) for key in ("rq:queue:prevue", "rq:queue:prevue:intermediate", REJECTED_KEY)}
+    return lists | {key: client.zrange(key, 0, -1, withscores=True) for key in TIMED_KEYS}
+
+
 class RedisHarness:
     """Time passes by moving the scores back; the network between is a proxy that can be cut."""
 
@@ -137,7 +143,11 @@ async def test_messages_survive_the_server(server: LocalRedis, harness: RedisHar
         async with harness.open() as other:
             await other.enqueue(command(3))
         blocker.may_end.set()
-        await eventually(lambda: len(blocker.seen) == 3)
+        try:
+            await eventually(lambda: {message.comment_id for message in blocker.seen} == {1, 2, 3})
+        except TimeoutError:
+            seen = [message.comment_id for message in blocker.seen]
+            pytest.fail(f"seen: {seen}; in Redis: {contents(harness.client)}; its log:\n{server.log()}")
         await eventually(lambda: harness.client.zcard(UNSETTLED_KEY) == 0)
     await harness.let_time_pass(60)
     async with harness.open() as queue, running(queue, recorder):

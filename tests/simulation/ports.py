@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from functools import lru_cache, partial
@@ -110,19 +111,26 @@ _READS = frozenset({"due_installations", "seconds_until_due", "due", "unheld", "
 """Mostly idle polls: their answers come at once, which saves a fifth of the time."""
 
 
-class SimulatedStore:
-    """All protocols of the statestore, for one process."""
-
-    def __init__(self, world: World, process: Process) -> None:
-        self._world = world
-        self._process = process
-        self._store = FakeStateStore(world.store, limits=world.limits, clock=world.clock)
+class _Forwarding(ABC):
+    """A port whose every method goes through `_call`."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
         method = self.__dict__[name] = partial(self._call, name)
         return method
+
+    @abstractmethod
+    async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any: ...
+
+
+class SimulatedStore(_Forwarding):
+    """All protocols of the statestore, for one process."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        self._world = world
+        self._process = process
+        self._store = FakeStateStore(world.store, limits=world.limits, clock=world.clock)
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         world, faults = self._world, self._world.faults
@@ -204,7 +212,7 @@ class SimulatedQueue(FakeQueue):
             await super()._pause(stopped, has_room=has_room)
 
 
-class SimulatedCluster:
+class SimulatedCluster(_Forwarding):
     """The cluster port, for one process."""
 
     def __init__(self, world: World, process: Process) -> None:
@@ -212,12 +220,6 @@ class SimulatedCluster:
         self._process = process
         self._cluster = FakeCluster(world.cluster)
         self.kubeconfig = self._cluster.kubeconfig
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        method = self.__dict__[name] = partial(self._call, name)
-        return method
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         world, faults = self._world, self._world.faults

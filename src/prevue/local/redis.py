@@ -85,8 +85,7 @@ class LocalRedis:
         Raises:
             RedisFailed: it did not.
         """
-        log = self.folder / "redis.log"
-        with log.open("ab") as sink:
+        with (self.folder / "redis.log").open("ab") as sink:
             self._process = subprocess.Popen(
                 self.command(),
                 stdin=subprocess.DEVNULL,
@@ -100,8 +99,12 @@ class LocalRedis:
         while not self.answers():
             if self._process.poll() is not None or time.monotonic() > until:
                 self.stop()
-                raise RedisFailed(f"Redis on port {self.port} is not ready:\n{log.read_text(errors='replace')[-2000:]}")
+                raise RedisFailed(f"Redis on port {self.port} is not ready:\n{self.log()}")
             time.sleep(0.02)
+
+    def log(self) -> str:
+        """The end of what the server said."""
+        return (self.folder / "redis.log").read_text(errors="replace")[-2000:]
 
     def stop(self) -> None:
         """Stop it in order; harmless if it does not run."""

@@ -55,7 +55,7 @@ class FakeReader(FakeStore):
             repo=row.repo,
             pr_number=row.key.pr_number,
             state=row.state.value,
-            commit_sha=row.live.sha if row.live is not None else newest.message.commit_sha,
+            commit_sha=(row.live and row.live.sha) or newest.message.commit_sha,
             url=row.url,
             namespace=row.namespace,
             release=row.releases[0],

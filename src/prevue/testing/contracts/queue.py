@@ -167,6 +167,10 @@ async def running(queue: Queue, handler: Handler, *, slots: int = 4) -> AsyncIte
         stop.set()
         async with asyncio.timeout(PATIENCE_SECONDS):
             await asyncio.gather(task, return_exceptions=task.cancelled() or task.cancelling() > 0)
+    except BaseException as exc:
+        if task.done() and not task.cancelled() and (failure := task.exception()) is not None:
+            exc.add_note(f"the consumer had failed: {failure!r}")
+        raise
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -48,7 +48,7 @@ BOUNDED = settings(
     print_blob=True,
     suppress_health_check=list(HealthCheck),
 )
-"""The same commands in every run, for some twenty seconds."""
+"""Some twenty seconds. No chance in it, but Hypothesis also tries constants of the loaded modules: the commands change with the code."""
 LOOK_EVERY = 3
 """Commands: answers are compared each time, what can be seen after every third and at the end."""
 
