@@ -38,6 +38,7 @@ from bench.load import Measured, run_load
 from bench.report import middle, percentile, say, table, write
 from bench.webhook_servers import EXAMPLES, Spec
 
+from prevue.local.ports import free_ports
 from prevue.local.postgres import EmbeddedPostgres, prepare
 from prevue.migrations.run import migrate
 
@@ -99,14 +100,6 @@ class Server:
             self._process.wait()
 
 
-def free_port() -> int:
-    """A port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def event(body: str, *, comment_id: int) -> bytes:
     """An `issue_comment.created` on a pull request, GitHub's published example with our words (13 kB)."""
     payload: dict[str, Any] = json.loads((EXAMPLES / "issue_comment.created.1.json").read_text())
@@ -162,7 +155,7 @@ class Bench:
 
     def python(self, role: str, **spec: Any) -> Server:
         """Start one of `bench/webhook_servers.py`."""
-        port = free_port()
+        [port] = free_ports(1)
         text = msgspec.json.encode(Spec(port=port, secret=SECRET, **spec)).decode()
         return self.start(role, [sys.executable, str(HERE / "webhook_servers.py"), role, text], port)
 
@@ -171,7 +164,7 @@ class Bench:
         if not (HERE / "webhook/node_modules/probot").exists():
             say("installing Probot from npm (bench/webhook/package-lock.json)")
             subprocess.run(["npm", "ci", "--no-audit", "--no-fund", "--loglevel=error"], cwd=HERE / "webhook", check=True)
-        port = free_port()
+        [port] = free_ports(1)
         environment = {
             "NODE_ENV": "production",
             "APP_ID": "1",

@@ -144,11 +144,11 @@ async def test_messages_survive_the_server(server: LocalRedis, harness: RedisHar
             await other.enqueue(command(3))
         blocker.may_end.set()
         try:
-            await eventually(lambda: {message.comment_id for message in blocker.seen} == {1, 2, 3})
+            await eventually(lambda: set(blocker.numbers()) == {1, 2, 3})
+            await eventually(lambda: harness.client.zcard(UNSETTLED_KEY) == 0)
         except TimeoutError:
-            seen = [message.comment_id for message in blocker.seen]
-            pytest.fail(f"seen: {seen}; in Redis: {contents(harness.client)}; its log:\n{server.log()}")
-        await eventually(lambda: harness.client.zcard(UNSETTLED_KEY) == 0)
+            pytest.fail(f"seen: {blocker.numbers()}; in Redis: {contents(harness.client)}; its log:\n{server.log()}")
+    assert blocker.numbers() == [1, 2, 3]
     await harness.let_time_pass(60)
     async with harness.open() as queue, running(queue, recorder):
         await asyncio.sleep(0.5)

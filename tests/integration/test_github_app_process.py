@@ -12,7 +12,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,7 +26,9 @@ from prevue.clock import SystemClock
 from prevue.config import AppSettings, GitHubSettings, QueueSettings, Settings
 from prevue.errors import ConfigError
 from prevue.local.github.door import create_app
+from prevue.local.ports import free_ports
 from prevue.local.postgres import EmbeddedPostgres
+from prevue.serving import Server
 from prevue.testing.github import FakeGitHub, Fault
 from prevue.testing.github.app_key import AppKey
 from prevue.wiring.github_app import build
@@ -78,28 +80,13 @@ class Process:
         return [line for line in found if line["action"] == action]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-class QuietServer(uvicorn.Server):
-    """A server that leaves the signals to the test run."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 class GitHubDoor:
     """The local GitHub's door in this process, on a real socket."""
 
     def __init__(self, github: FakeGitHub) -> None:
-        self.port = free_port()
+        [self.port] = free_ports(1)
         config = uvicorn.Config(create_app(github), port=self.port, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
-        self._server = QuietServer(config)
+        self._server = Server(config)
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._server.serve())
@@ -137,7 +124,7 @@ def settings(key: AppKey, tmp_path: Path, postgres: EmbeddedPostgres, postgres_u
     return Settings(
         github=GitHubSettings(app_id=1, private_key_file=str(key_file), webhook_secrets=[SECRET], api_url="http://127.0.0.1:1"),
         queue=QueueSettings(url=app_url(postgres, postgres_url)),
-        app=AppSettings(listen_port=free_port()),
+        app=AppSettings(listen_port=free_ports(1)[0]),
     )
 
 
@@ -269,7 +256,7 @@ async def test_an_answer_is_one_packet_and_the_connection_stays(settings: Settin
 
 
 async def test_it_starts_while_the_database_is_down_and_says_so(settings: Settings, tmp_path: Path, processes: list[Process]) -> None:
-    down = msgspec.structs.replace(settings, queue=QueueSettings(url=f"postgresql://a:b@127.0.0.1:{free_port()}/x"))
+    down = msgspec.structs.replace(settings, queue=QueueSettings(url=f"postgresql://a:b@127.0.0.1:{free_ports(1)[0]}/x"))
     app = await asyncio.to_thread(start, down, tmp_path / "log", processes)
     async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{app.port}", timeout=20) as http:
         assert (await http.get("/healthz")).status_code == 200

@@ -32,6 +32,7 @@ import asyncpg
 import msgspec
 
 from prevue.errors import ConfigError, PrevueError
+from prevue.local.ports import LOOPBACK, free_ports
 
 SHARED_FOLDER = Path("/var/lib/prevue")
 """Under root: the copy of the binaries and, where the unprivileged user cannot reach the caller's folder, the data."""
@@ -335,9 +336,7 @@ def _remembered(file: Path, *, is_running: bool) -> tuple[int, str]:
         port, password = 0, secrets.token_urlsafe(24)
     if port and (is_running or _is_free(port)):
         return port, password
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    [port] = free_ports(1)
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as out:
         json.dump({"port": port, "password": password}, out)
@@ -348,7 +347,7 @@ def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((LOOPBACK, port))
         except OSError:
             return False
     return True

@@ -100,11 +100,22 @@ def command(number: int, **changes: object) -> Message:
     return msgspec.structs.replace(message, **changes)
 
 
-class Recorder:
+class _Witness:
+    """What a handler remembers."""
+
+    def __init__(self) -> None:
+        self.seen: list[Message] = []
+
+    def numbers(self) -> list[int]:
+        """Pull requests in the order of arrival."""
+        return [message.pr_number for message in self.seen]
+
+
+class Recorder(_Witness):
     """A handler that remembers what it saw and answers with the next of its answers, `Done` after the last."""
 
     def __init__(self, *answers: Settlement | BaseException) -> None:
-        self.seen: list[Message] = []
+        super().__init__()
         self._answers = list(answers)
 
     async def __call__(self, message: Message) -> Settlement:
@@ -114,16 +125,12 @@ class Recorder:
             raise answer
         return answer
 
-    def numbers(self) -> list[int]:
-        """Pull requests in the order of arrival."""
-        return [message.pr_number for message in self.seen]
 
-
-class Blocker:
+class Blocker(_Witness):
     """A handler that stays inside until it is told to answer."""
 
     def __init__(self) -> None:
-        self.seen: list[Message] = []
+        super().__init__()
         self.inside = 0
         self.inside_max = 0
         self.cancelled = 0
@@ -168,7 +175,7 @@ async def running(queue: Queue, handler: Handler, *, slots: int = 4) -> AsyncIte
         async with asyncio.timeout(PATIENCE_SECONDS):
             await asyncio.gather(task, return_exceptions=task.cancelled() or task.cancelling() > 0)
     except BaseException as exc:
-        if task.done() and not task.cancelled() and (failure := task.exception()) is not None:
+        if task.done() and not task.cancelled() and (failure := task.exception()) not in (None, exc):
             exc.add_note(f"the consumer had failed: {failure!r}")
         raise
     finally:
