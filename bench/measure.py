@@ -14,6 +14,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prevue.testing.process_tree import descendants
+
 TICK = os.sysconf("SC_CLK_TCK")
 MEMORY_SECONDS = 1.0
 _REQUESTS = re.compile(r'^apiserver_request_total\{.*?verb="([A-Z]+)".*\} ([0-9.e+]+)$', re.MULTILINE)
@@ -64,7 +66,7 @@ class Meter:
     async def _sample(self, roots: Sequence[int], costs: Costs) -> None:
         looked_at = 0.0
         while True:
-            costs.memory_mib = max(costs.memory_mib, round(sum(map(_pss_mib, below(roots))), 1))
+            costs.memory_mib = max(costs.memory_mib, round(sum(map(_pss_mib, [*roots, *descendants(*roots)])), 1))
             if time.monotonic() - looked_at > 3:
                 looked_at = time.monotonic()
                 now = _counted(_WATCHES, await asyncio.to_thread(self._metrics)) - self._idle_watches
@@ -89,22 +91,6 @@ class Meter:
         user, nice, system, _idle, _wait, irq, soft = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8])
         found["machine"] = (user + nice + system + irq + soft) / TICK
         return dict(found)
-
-
-def below(roots: Sequence[int]) -> list[int]:
-    """`roots` and all processes below them."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            children.setdefault(int(fields[1]), []).append(int(entry.name))
-    found: list[int] = []
-    waiting = list(roots)
-    while waiting:
-        pid = waiting.pop()
-        found.append(pid)
-        waiting += children.get(pid, [])
-    return found
 
 
 def _counted(pattern: re.Pattern[str], metrics: str) -> Counter[str]:

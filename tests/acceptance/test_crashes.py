@@ -8,48 +8,22 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
 from prevue.local.client import OTHER, LocalGitHub, Pull, connect, served_commit, wait_for
+from prevue.testing.process_tree import command_line, descendants
 
 pytestmark = [pytest.mark.cluster, pytest.mark.postgres, pytest.mark.timeout(240)]
 
 RunningStack = Callable[..., Any]
 
 
-def descendants(pid: int) -> list[int]:
-    """The processes below `pid`, parents first."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        children.setdefault(int(fields[1]), []).append(int(entry.name))
-    found: list[int] = []
-    waiting = [pid]
-    while waiting:
-        below = children.get(waiting.pop(0), [])
-        found += below
-        waiting += below
-    return found
-
-
-def program(pid: int) -> str:
-    """Its command line; empty when it is gone."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        return ""
-
-
 def helms_of(deployer: int) -> list[int]:
     """The Helm programs below a deployer, without their wrappers."""
-    return [pid for pid in descendants(deployer) if program(pid).split(" ")[0].endswith("/helm")]
+    return [pid for pid in descendants(deployer) if "".join(command_line(pid)[:1]).endswith("/helm")]
 
 
 async def start_slow(stack: Any, github: LocalGitHub, sha: Any) -> tuple[Pull, str]:
@@ -86,7 +60,7 @@ async def test_a_killed_deployer(stack: Any, github: LocalGitHub, sha: Any) -> N
     os.kill(before, signal.SIGKILL)
 
     async def helm_gone() -> bool | None:
-        return not any(program(pid) for pid in helms) or None
+        return not any(command_line(pid) for pid in helms) or None
 
     await wait_for(helm_gone, seconds=3, what="the end of the killed deployer's Helm")
 
@@ -194,13 +168,13 @@ def stopped_with_its_helm(stack: Any) -> Iterator[int]:
         yield helm
     finally:
         for pid in stopped:
-            if program(pid):
+            if command_line(pid):
                 os.kill(pid, signal.SIGCONT)
 
 
 async def is_gone(pid: int) -> None:
     async def look() -> bool | None:
-        return not program(pid) or None
+        return not command_line(pid) or None
 
     await wait_for(look, seconds=20, what="the end of the stale Helm")
 

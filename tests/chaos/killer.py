@@ -13,8 +13,10 @@ from datetime import UTC, datetime
 
 from tests.chaos.records import Held, Hit
 from tests.chaos.stack import ChaosStack
-from tests.chaos.steps import Observer, Step, descendants
+from tests.chaos.steps import Observer, Step
 from tests.chaos.store import OUTAGES, ClaimRow
+
+from prevue.testing.process_tree import descendants
 
 DECK = {"SIGKILL deployer": 13, "SIGSTOP deployer": 1, "SIGKILL github-app": 3, "SIGKILL postgres": 2, "SIGKILL any deployer": 1}
 """Of twenty. The first two are aimed at the holder of a claim, the last one is not."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections import defaultdict
 from datetime import timedelta
 from enum import StrEnum
-from pathlib import Path
 
 from tests.chaos.cluster import ClusterView
 from tests.chaos.records import LeaseSeen, PullKey
 from tests.chaos.store import ClaimRow, StoreView
+
+from prevue.testing import process_tree
 
 
 class Step(StrEnum):
@@ -45,12 +44,12 @@ class Helms:
 
     def look(self, deployers: list[int], now: float) -> None:
         """Read /proc once."""
-        children = _children()
+        children = process_tree.children()
         running: dict[tuple[int, str], str] = {}
         for deployer in deployers:
             for wrapper in children[deployer]:
                 for helm in children[wrapper]:
-                    words = _words(helm)
+                    words = process_tree.command_line(helm)
                     if words and words[0].endswith("/helm") and "--namespace" in words:
                         running[deployer, words[words.index("--namespace") + 1]] = words[1]
         for place in self.running.keys() - running.keys():
@@ -102,35 +101,3 @@ class Observer:
         """A command that found its pull request closed tears down; else an uninstall recovers a first revision that is pending."""
         namespace = self.cluster.namespaces[row.pull].name
         return not any(one.namespace == namespace and one.status.startswith("pending-") for one in self.cluster.standing.values())
-
-
-def _children() -> defaultdict[int, list[int]]:
-    found: defaultdict[int, list[int]] = defaultdict(list)
-    for name in os.listdir("/proc"):  # noqa: PTH208 -- read many times a second
-        if name.isdecimal():
-            try:
-                with open(f"/proc/{name}/stat", "rb", buffering=0) as file:  # noqa: PTH123 -- as above
-                    stat = file.read()
-            except OSError:
-                continue
-            found[int(stat.rpartition(b")")[2].split()[1])].append(int(name))
-    return found
-
-
-def _words(pid: int) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-    except OSError:
-        return []
-
-
-def descendants(pid: int) -> list[int]:
-    """The processes below `pid`, parents first."""
-    children = _children()
-    found: list[int] = []
-    waiting = [pid]
-    while waiting:
-        below = children[waiting.pop(0)]
-        found += below
-        waiting += below
-    return found

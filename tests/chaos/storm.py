@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import sys
 import time
@@ -21,7 +22,9 @@ from tests.chaos.steps import Observer
 from tests.chaos.store import StoreView
 from tests.chaos.troubles import Troubles
 
+from prevue.config import SweeperSettings
 from prevue.local.client import LocalGitHub
+from prevue.sweeper.commands import AGE_SECONDS
 
 LEASE_SECONDS = 30.0
 """Production's default, which the stack keeps."""
@@ -31,6 +34,8 @@ STORM_SECONDS_MAX = 930.0
 """The kills must come within this time, else the run has too few, and fails."""
 QUIET_SECONDS_MAX = 240.0
 """Leases, deadlines, backoff, the sweeper's turns and the outbox's verify pass, one after another."""
+STILL_SECONDS = SweeperSettings().comments_seconds + AGE_SECONDS + 15
+"""Nothing may be under way for so long: the comment scan reads our own last comments by then, and may have one verified once more."""
 TELL_SECONDS = 30.0
 PULLS_MIN, PULLS_MAX = 10, 26
 
@@ -63,8 +68,7 @@ class Storm:
             say("the faults are over; waiting until all is quiet")
             await self._quiet(people, conversations)
             asked_again = await people.ask_again(given_up(await conversations.remarks()))
-            if asked_again:
-                await self._quiet(people, conversations)
+            await self._quiet(people, conversations, still_seconds=STILL_SECONDS)
             evidence = await self._collect(people, conversations)
         evidence.hits, evidence.faults = killer.hits, dict(troubles.made)
         evidence.asked_again = asked_again
@@ -100,15 +104,23 @@ class Storm:
         finally:
             await troubles.end()
 
-    async def _quiet(self, people: People, conversations: Conversations) -> None:
-        """Return when nothing is under way and everybody was answered, or the patience is over: the judge says what is missing."""
-        give_up_at = time.monotonic() + QUIET_SECONDS_MAX
+    async def _quiet(self, people: People, conversations: Conversations, *, still_seconds: float = 0) -> None:
+        """Return when nothing has been under way for so long and everybody was answered.
+
+        Or when the patience is over: the judge says what is missing.
+        """
+        give_up_at = time.monotonic() + QUIET_SECONDS_MAX + still_seconds
+        still_since = math.inf
         commands = {act.comment_id for act in people.acts if act.comment_id}
         while time.monotonic() < give_up_at:
             is_still = await self.store.open_work() == 0
             # Told how it ended, not acknowledged alone: its message may be in the queue, where the store does not see it.
             if is_still and commands <= {remark.answers for remark in await conversations.remarks() if has_ended(remark.text)}:
-                return
+                still_since = min(still_since, time.monotonic())
+                if time.monotonic() >= still_since + still_seconds:
+                    return
+            else:
+                still_since = math.inf
             await asyncio.sleep(1)
 
     async def _collect(self, people: People, conversations: Conversations) -> Evidence:

@@ -73,7 +73,9 @@ async def test_every_request_of_the_client_is_as_github_describes_it(bench: Benc
         await client.react(where, REPO, command.id, "eyes")
         await client.react(where, REPO, command.id, "eyes")
         await client.delete_comment(where, REPO, ours.id)
-        (repository,) = await client.repositories()
+        installed = await client.repositories()
+        assert installed.silent_installations == frozenset()
+        (repository,) = installed.repositories
         assert (repository.full_name, repository.installation_id) == (REPO, where)
         page = await client.deliveries()
         assert (len(page.deliveries), page.deliveries[0].is_pending, page.deliveries[0].is_delivered) == (100, True, False)

@@ -36,6 +36,7 @@ REGRESSIONS: tuple[tuple[int, str], ...] = (
     (2021, "a delivery that GitHub refused to send again, and that came late all the same"),
     (2754, "an exception in a killed process that nobody is left to look at"),
     (1075, "a delivery that an App took, whose repetition failed"),
+    (15163, "an installation that refused once was left out for five minutes, and a second refusal stayed"),
     (1101, "deliveries that ask for nothing stay pending in GitHub's log"),
 )
 """Seeds that once failed, by a flaw of production code, of a fake or of the oracle, and must not again."""

@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import pytest
 
+from prevue.errors import GitHubUnavailable
 from prevue.github.comments import RefusalReason, acknowledgement, refusal
 from prevue.github.port import Comment as FoundComment
 from prevue.lifecycle import Reason
@@ -16,6 +17,7 @@ from prevue.model import Message, PreviewState, RequestState, Source, comment_ma
 from prevue.statestore.rules import VERIFIED
 from prevue.sweeper.alarms import raise_tokens_above_cluster
 from prevue.sweeper.outbox import LANE_SECONDS
+from prevue.sweeper.repositories import KNOWN_SECONDS, RETRY_SECONDS
 from prevue.sweeper.run import Rule, Sweeper
 from prevue.testing.clock import FakeClock
 from prevue.testing.cluster import FakeCluster
@@ -414,6 +416,33 @@ async def test_command_is_found_again_where_github_did_not_answer(world: World, 
     assert await deployer.rule("comments") == 0
     clock.advance(3600)
     assert await deployer.rule("comments") == 1
+
+
+@pytest.mark.parametrize("status", [404, 500])
+async def test_installation_that_does_not_answer_once_is_asked_again_soon(
+    world: World, deployer: FakeDeployer, clock: FakeClock, status: int
+) -> None:
+    """A short list was once taken for the whole one, and kept for five minutes (simulation, seed 15163)."""
+    world.command(world.open_pull_request())
+    clock.advance(30)
+    refuse_lists(world, status)
+    with pytest.raises(GitHubUnavailable, match="installations do not answer"):
+        await deployer.rule("comments")
+    world.github.faults.clear()
+    clock.advance(RETRY_SECONDS)
+    assert await deployer.rule("comments") == 1
+
+
+async def test_installation_that_does_not_answer_keeps_what_was_known_of_it(world: World, deployer: FakeDeployer, clock: FakeClock) -> None:
+    assert await deployer.rule("comments") == 0
+    world.command(world.open_pull_request())
+    clock.advance(KNOWN_SECONDS)
+    refuse_lists(world, 403)
+    assert await deployer.rule("comments") == 1
+
+
+def refuse_lists(world: World, status: int) -> None:
+    world.github.faults.append(Fault(path="/installation/repositories", status=status, times=100))
 
 
 async def test_commands_of_before_the_first_scan_are_not_carried_out(world: World, deployer: FakeDeployer, clock: FakeClock) -> None:

@@ -138,11 +138,19 @@ class DeliveryPage(msgspec.Struct, frozen=True, kw_only=True):
     older: str
 
 
+class InstalledRepositories(msgspec.Struct, frozen=True, kw_only=True):
+    """What the App is installed on, as far as GitHub tells at the moment."""
+
+    repositories: list[Repository]
+    silent_installations: frozenset[int]
+    """They are there, and their repositories could not be read: nothing is known of what they have now."""
+
+
 class GitHubApp(Protocol):
     """What the App asks in its own name, not as one installation."""
 
-    async def repositories(self) -> list[Repository]:
-        """Every repository of every installation that is not suspended. An installation that refuses is left out, with a log line."""
+    async def repositories(self) -> InstalledRepositories:
+        """Every repository of every installation that is not suspended. An installation that does not answer stops no other."""
         ...
 
     async def deliveries(self, *, older: str = "") -> DeliveryPage:

@@ -17,9 +17,9 @@ import httpx2
 import msgspec
 import structlog
 
-from prevue.errors import GitHubUnavailable, NotFound, NotInstalled
+from prevue.errors import GitHubUnavailable, NotFound, PermanentError
 from prevue.github import payloads
-from prevue.github.port import DeliveryPage, FoundComment, HookDelivery, Repository
+from prevue.github.port import DeliveryPage, FoundComment, HookDelivery, InstalledRepositories, Repository
 from prevue.masking import foreign_text
 from prevue.model import format_time
 
@@ -52,27 +52,32 @@ class SweepCalls(ABC):
     async def _call_as_app(self, method: str, path: str) -> httpx2.Response:
         """One call with the App's JWT."""
 
-    async def repositories(self) -> list[Repository]:
+    async def repositories(self) -> InstalledRepositories:
         """See the port."""
         found: list[Repository] = []
+        silent: set[int] = set()
         async for response in self._pages(None, "/app/installations?per_page=100"):
             for installation in decode(_installations, response):
-                if installation.suspended_at is None:
+                if installation.suspended_at is not None:
+                    continue
+                try:
                     found += await self._repositories_of(installation.id)
-        return found
+                except (GitHubUnavailable, PermanentError) as exc:
+                    silent.add(installation.id)
+                    log.warning(
+                        "an installation does not tell its repositories",
+                        action="installation_skipped",
+                        installation_id=installation.id,
+                        error=str(exc),
+                    )
+        return InstalledRepositories(repositories=found, silent_installations=frozenset(silent))
 
     async def _repositories_of(self, installation_id: int) -> list[Repository]:
-        found: list[Repository] = []
-        try:
-            async for response in self._pages(installation_id, "/installation/repositories?per_page=100"):
-                found += [
-                    Repository(id=one.id, full_name=one.full_name, installation_id=installation_id)
-                    for one in decode(_repositories, response).repositories
-                ]
-        except NotInstalled as exc:
-            log.warning("an installation refuses", action="installation_skipped", installation_id=installation_id, error=str(exc))
-            return []
-        return found
+        return [
+            Repository(id=one.id, full_name=one.full_name, installation_id=installation_id)
+            async for response in self._pages(installation_id, "/installation/repositories?per_page=100")
+            for one in decode(_repositories, response).repositories
+        ]
 
     async def deliveries(self, *, older: str = "") -> DeliveryPage:
         """See the port."""

@@ -263,7 +263,7 @@ class Verifier:
         found: list[Violation] = []
         known = set(keys)
         # Another Prevue may use the same cluster, for other repositories and with another database.
-        repositories = {one.id for one in await self._github.repositories()}
+        repositories = {one.id for one in (await self._github.repositories()).repositories}
         ours = [one for one in namespaces if not one.is_terminating and (one.key in known or one.key.repository_id in repositories)]
         for other in {one.name for one in namespaces if not one.is_terminating} - {one.name for one in ours}:
             self._unreadable[other] = "it bears our label, and neither a preview nor a repository of the App is known for it"

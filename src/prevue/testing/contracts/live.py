@@ -29,6 +29,7 @@ from prevue.helm.port import Helm, ReleaseSpec
 from prevue.local import cluster as local_cluster
 from prevue.model import PreviewKey
 from prevue.testing.contracts.worlds import RELEASE, STALE_ERRORS, FullCluster, World, labels, namespace_of, new_key
+from prevue.testing.process_tree import command_line, descendants
 
 IMAGE = "prevue.test/web:1"
 KINDS = "configmaps,secrets,services,deployments,jobs"
@@ -177,20 +178,12 @@ class LiveWorld:
 
     def helm_pids(self) -> list[int]:
         """Wrappers and Helms below this process, as /proc knows them; a wrapper before its Helm."""
-        return descendants(os.getpid(), self.live.helm)
+        return running(os.getpid(), self.live.helm)
 
 
-def descendants(pid: int, program: str) -> list[int]:
-    """Living processes below `pid` whose command line names `program`."""
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            try:
-                command = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace")
-                found += [int(child)] * (program in command) + descendants(int(child), program)
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-    return found
+def running(pid: int, program: str) -> list[int]:
+    """Living processes below `pid` whose command line names `program`, parents first."""
+    return [one for one in descendants(pid) if any(program in word for word in command_line(one))]
 
 
 @pytest.fixture(scope="session")
