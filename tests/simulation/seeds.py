@@ -26,10 +26,8 @@ QUIET_WITHIN_SECONDS = 1800.0
 """Virtual time from the end of all faults until nothing is left to do: poison spends its attempts one lease at a time."""
 STILL_SECONDS = 5.0
 SCANNED_WITHIN_SECONDS = 60.0
-
-
 STUCK_SECONDS = 60
-"""Real time: a seed takes a tenth of a second, or hangs in a loop without an await."""
+"""Of the processor: a seed takes a tenth of a second, or hangs in a loop without an await. A machine that slept is no such loop."""
 
 
 class _StuckError(KeyboardInterrupt):
@@ -64,7 +62,7 @@ def prepare() -> None:
     logging.disable(logging.CRITICAL)
     # Times of the outbox, in proportion to the shorter lease; see `world.Numbers`.
     outbox.LANE_SECONDS, outbox.UNREACHABLE_SECONDS, outbox.POLL_SECONDS = LANE_SECONDS, UNREACHABLE_SECONDS, POLL_SECONDS
-    signal.signal(signal.SIGALRM, _stuck)
+    signal.signal(signal.SIGVTALRM, _stuck)
     gc.disable()
     gc.freeze()
 
@@ -74,7 +72,7 @@ def run_seed(seed: int, settings: Settings | None = None) -> Outcome:
     started = time.perf_counter()
     world = World(seed, settings)
     outcome = Outcome(seed=seed)
-    signal.alarm(STUCK_SECONDS)
+    signal.setitimer(signal.ITIMER_VIRTUAL, STUCK_SECONDS)
     try:
         world.loop.run(_story(world))
     except Violation as violation:
@@ -82,7 +80,7 @@ def run_seed(seed: int, settings: Settings | None = None) -> Outcome:
     except _StuckError:
         outcome.invariant, outcome.text = "no_unexpected_error", f"one callback ran for ever, {world.loop.time():.0f} s after the start"
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     world.loop.close()
     world.trace(f"end {world.loop.steps} {world.random.random()} {outcome.invariant}")
     outcome.virtual_seconds = world.loop.time()
