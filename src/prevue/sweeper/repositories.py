@@ -26,7 +26,7 @@ class KnownRepositories:
         """Every one, in GitHub's order.
 
         Raises:
-            GitHubUnavailable: GitHub cannot be asked, and never could.
+            GitHubUnavailable: GitHub does not tell, and nothing is known from before.
         """
         now = self._clock.boottime()
         if now >= self._until:
@@ -48,5 +48,5 @@ class KnownRepositories:
             self._until = asked_at + KNOWN_SECONDS
 
     async def find(self, repository_id: int) -> Repository | None:
-        """By number; None: the App is not installed there."""
+        """By number; None: the App is not installed there, or its installation has not told yet."""
         return next((one for one in await self.all() if one.id == repository_id), None)
