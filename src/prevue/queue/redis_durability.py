@@ -29,7 +29,10 @@ def doubts(client: Redis) -> list[str]:
         return [f"{text} persistence is on) and maxmemory-policy is noeviction"]
     found = []
     if settings.get("appendonly") != "yes":
-        found.append("Redis: appendonly is not yes: a restart of the server loses what was enqueued since its last snapshot; set it to yes")
+        found.append(
+            "Redis: appendonly is not yes: a restart of the server loses what was enqueued since its last snapshot; set it to yes "
+            "(by CONFIG SET it holds once INFO says aof_rewrite_in_progress:0 again)"
+        )
     elif settings.get("appendfsync") == "no":
         found.append("Redis: appendfsync is no: a crash of its machine may lose half a minute; set it to everysec or always")
     elif settings.get("appendfsync") == "everysec" and not _can_wait(client):
