@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import sys
 import time
@@ -110,17 +109,16 @@ class Storm:
         Or when the patience is over: the judge says what is missing.
         """
         give_up_at = time.monotonic() + QUIET_SECONDS_MAX + still_seconds
-        still_since = math.inf
+        busy_at = time.monotonic()
         commands = {act.comment_id for act in people.acts if act.comment_id}
         while time.monotonic() < give_up_at:
             is_still = await self.store.open_work() == 0
             # Told how it ended, not acknowledged alone: its message may be in the queue, where the store does not see it.
             if is_still and commands <= {remark.answers for remark in await conversations.remarks() if has_ended(remark.text)}:
-                still_since = min(still_since, time.monotonic())
-                if time.monotonic() >= still_since + still_seconds:
+                if time.monotonic() >= busy_at + still_seconds:
                     return
             else:
-                still_since = math.inf
+                busy_at = time.monotonic()
             await asyncio.sleep(1)
 
     async def _collect(self, people: People, conversations: Conversations) -> Evidence:

@@ -16,7 +16,7 @@ from tests.integration import helm_worker
 from tests.integration.helm_worker import Order
 
 from prevue.helm.port import HelmRun
-from prevue.testing.contracts.live import running
+from prevue.testing.process_tree import naming
 
 LOOK_SECONDS = 0.02
 RUN_SECONDS = 150
@@ -69,7 +69,7 @@ class Worker:
         """Worker, wrapper, Helm; fewer before they have started."""
         if self._process.returncode is not None:
             return []
-        return [self._process.pid, *running(self._process.pid, self.order.helm)]
+        return [self._process.pid, *naming(self.order.helm, below=self._process.pid)]
 
     async def run(self) -> HelmRun:
         """How it ended."""

@@ -27,8 +27,6 @@ def free_ports(count: int) -> list[int]:
     held: list[socket.socket] = []
     try:
         for port in _chance.sample(PORTS, len(PORTS)):
-            if len(held) == count:
-                break
             if port in _given:
                 continue
             probe = socket.socket()
@@ -38,6 +36,8 @@ def free_ports(count: int) -> list[int]:
                 probe.close()
                 continue
             held.append(probe)
+            if len(held) == count:
+                break
         else:
             raise PrevueError(f"no free ports between {PORTS.start} and {PORTS.stop} on {LOOPBACK}")
         found = [probe.getsockname()[1] for probe in held]

@@ -23,7 +23,7 @@ class KnownRepositories:
         self._error = ""
 
     async def all(self) -> list[Repository]:
-        """Every one, in GitHub's order.
+        """Every one, in GitHub's order; behind them what silent installations had before.
 
         Raises:
             GitHubUnavailable: GitHub does not tell, and nothing is known from before.

@@ -37,3 +37,8 @@ def command_line(pid: int) -> list[str]:
     except OSError:
         return []
     return shown.decode(errors="replace").removesuffix("\0").split("\0") if shown else []
+
+
+def naming(program: str, *, below: int) -> list[int]:
+    """Living processes below a process whose command line names `program`, parents first."""
+    return [pid for pid in descendants(below) if any(program in word for word in command_line(pid))]

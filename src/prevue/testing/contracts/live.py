@@ -29,7 +29,7 @@ from prevue.helm.port import Helm, ReleaseSpec
 from prevue.local import cluster as local_cluster
 from prevue.model import PreviewKey
 from prevue.testing.contracts.worlds import RELEASE, STALE_ERRORS, FullCluster, World, labels, namespace_of, new_key
-from prevue.testing.process_tree import command_line, descendants
+from prevue.testing.process_tree import naming
 
 IMAGE = "prevue.test/web:1"
 KINDS = "configmaps,secrets,services,deployments,jobs"
@@ -178,12 +178,7 @@ class LiveWorld:
 
     def helm_pids(self) -> list[int]:
         """Wrappers and Helms below this process, as /proc knows them; a wrapper before its Helm."""
-        return running(os.getpid(), self.live.helm)
-
-
-def running(pid: int, program: str) -> list[int]:
-    """Living processes below `pid` whose command line names `program`, parents first."""
-    return [one for one in descendants(pid) if any(program in word for word in command_line(one))]
+        return naming(self.live.helm, below=os.getpid())
 
 
 @pytest.fixture(scope="session")
