@@ -7,8 +7,9 @@ Only asyncpg is used here: the GitHub App, which may not reach SQLAlchemy or Ale
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,13 +17,15 @@ import asyncpg
 
 from prevue.errors import ConfigError, OutageError
 
-SCHEMA_REVISION = "0003"
+SCHEMA_REVISION = "0004"
 """The migration that this version's code is written for; a test compares it with Alembic's head."""
 CONNECT_SECONDS_MAX = 5.0
 """A server that does not take a connection in this time is down for us."""
 CLOSE_SECONDS_MAX = 2.0
 """After this, connections are dropped instead of closed."""
 APPLICATION_NAME = "prevue"
+BY_INDEX = MappingProxyType({"enable_seqscan": "off"})
+"""Of sessions that only look up: a plan that was made, and kept, while a table was empty would read a sudden backlog row by row."""
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html, by class or by code. What is listed is over when somebody else has
 # acted; everything else is a mistake of ours and must be seen as one.
@@ -133,12 +136,11 @@ class FairPool:
 
 @asynccontextmanager
 async def open_pool(
-    url: str, *, size: int, command_seconds_max: float, application: str, is_durable: bool = True
+    url: str, *, size: int, command_seconds_max: float, application: str, settings: Mapping[str, str] = MappingProxyType({})
 ) -> AsyncIterator[FairPool]:
     """A pool of at most `size` connections, the first made when it is needed: a process starts although the database is down.
 
-    `command_seconds_max` bounds each statement, on our side and on the server's. With `is_durable` False a commit does not wait for the
-    disk: should the server crash, what was written in its last moments may be as if it had never been, and nothing else.
+    `command_seconds_max` bounds each statement, on our side and on the server's; `settings` are the server's own, for these sessions.
     """
     pool = asyncpg.create_pool(
         url,
@@ -151,7 +153,7 @@ async def open_pool(
         server_settings={
             "application_name": f"{APPLICATION_NAME}-{application}",
             "statement_timeout": str(max(1, int(command_seconds_max * 1000))),
-            **({} if is_durable else {"synchronous_commit": "off"}),
+            **settings,
         },
     )
     await pool

@@ -13,7 +13,7 @@ from prevue import lifecycle
 from prevue.errors import StaleClaim, StateStoreUnavailable
 from prevue.model import PreviewState
 from prevue.postgres import is_outage
-from prevue.queue.postgres import _RECEIVE, PostgresConsumer, PostgresEnqueuer
+from prevue.queue.postgres import PostgresConsumer, PostgresEnqueuer
 from prevue.statestore.port import ClaimLimits, Granted
 from prevue.statestore.postgres import PostgresStateStore, database
 from prevue.testing.contracts.queue import Blocker, Recorder, command, eventually
@@ -50,17 +50,23 @@ async def test_only_an_enqueue_waits_for_the_disk(postgres_url: str) -> None:
 
 
 async def test_poll_reads_no_message_that_is_delayed(postgres_url: str) -> None:
-    """A backlog that is leased or delayed is not read at each look."""
+    """A backlog that is leased or delayed is not read at each look, nor where the plan was made while nothing was there."""
     connection = await asyncpg.connect(postgres_url)
-    await connection.execute(
-        "INSERT INTO queue_message (identity, body, available_at) "
-        "SELECT n::text, '{}', clock_timestamp() + interval '1 hour' FROM generate_series(1, 2000) AS n"
-    )
     await connection.execute("VACUUM ANALYZE queue_message")
-    plan = json.loads(await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {_RECEIVE}", 1, 10.0))
+    async with PostgresConsumer.open(postgres_url) as consumer:
+        for _ in range(10):
+            assert await consumer._receive(1) == []
+        await connection.execute(
+            "INSERT INTO queue_message (identity, body, available_at) "
+            "SELECT n::text, '{}', clock_timestamp() + interval '1 hour' FROM generate_series(1, 2000) AS n"
+        )
+        kept = await consumer._pool.fetchval("SELECT name FROM pg_prepared_statements WHERE statement LIKE $1", "%SKIP LOCKED%")
+        assert await consumer._pool.fetchval("SELECT generic_plans FROM pg_prepared_statements WHERE name = $1", kept) > 0
+        plan = json.loads(await consumer._pool.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE {kept}(10.0)"))
     await connection.close()
-    scans = [node for node in nodes(plan[0]["Plan"]) if node.get("Index Name") == "queue_message_available"]
-    assert [(node["Actual Rows"], node.get("Rows Removed by Filter", 0)) for node in scans] == [(0, 0)]
+    scans = [node for node in nodes(plan[0]["Plan"]) if node.get("Relation Name") == "queue_message"]
+    found = [(node["Node Type"], node.get("Index Name"), node["Actual Rows"], node.get("Rows Removed by Filter", 0)) for node in scans]
+    assert ("Index Scan", "queue_message_available", 0, 0) in found
 
 
 def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ import structlog
 
 from prevue.errors import MessageInvalid, QueueUnavailable
 from prevue.model import Message, decode_message, encode_message
-from prevue.postgres import CONNECT_SECONDS_MAX, FairPool, check_url, is_outage, open_pool, outages_as
+from prevue.postgres import BY_INDEX, CONNECT_SECONDS_MAX, FairPool, check_url, is_outage, open_pool, outages_as
 from prevue.queue.handling import OUTAGE_SECONDS, OUTAGE_SECONDS_MAX, after_failure, ask, settle
 from prevue.queue.identity import message_identity
 from prevue.queue.port import AlreadyEnqueued, Consumer, Depth, Done, Enqueued, Enqueuer, Gauge, Handler, Release, RetryAfter, Settlement
@@ -44,13 +44,14 @@ _ENQUEUE = "INSERT INTO queue_message (identity, body) VALUES ($1, $2) ON CONFLI
 _CHECK = "SELECT has_any_column_privilege('queue_message', 'INSERT') AND NOT pg_is_in_recovery()"
 # MATERIALIZED: picked once; as a plain subquery the planner may run it again for each row, and lock more than the limit.
 # The time as a subquery: asked once, so that the index ends where the future begins; else a poll would read all that is leased or delayed.
+# The limit as a number: of a parameter the planner would want to know how large it is, and plan the statement anew each time.
 _RECEIVE = """
 WITH picked AS MATERIALIZED (
     SELECT id FROM queue_message WHERE available_at <= (SELECT clock_timestamp())
-     ORDER BY available_at, id LIMIT $1 FOR UPDATE SKIP LOCKED
+     ORDER BY available_at, id LIMIT {limit:d} FOR UPDATE SKIP LOCKED
 )
 UPDATE queue_message AS m
-   SET receipt = gen_random_uuid(), deliveries = deliveries + 1, available_at = clock_timestamp() + make_interval(secs => $2)
+   SET receipt = gen_random_uuid(), deliveries = deliveries + 1, available_at = clock_timestamp() + make_interval(secs => $1)
   FROM picked WHERE m.id = picked.id
 RETURNING m.id, m.receipt, m.deliveries, m.body
 """
@@ -164,7 +165,8 @@ class PostgresConsumer:
         check_url(url, setting="queue.url")
         # What a consumer writes may be lost with the server: a message then comes back, which the port allows, and T1's commit, which
         # waits for the disk, stays the one wait of a claim.
-        async with open_pool(url, size=3, command_seconds_max=COMMAND_SECONDS_MAX, application="consumer", is_durable=False) as pool:
+        settings = {"synchronous_commit": "off", **BY_INDEX}
+        async with open_pool(url, size=3, command_seconds_max=COMMAND_SECONDS_MAX, application="consumer", settings=settings) as pool:
             yield cls(pool, url, lease_seconds=lease_seconds, poll_seconds=poll_seconds)
 
     async def run(self, handler: Handler, *, slots: int, stop: asyncio.Event) -> None:
@@ -206,7 +208,7 @@ class PostgresConsumer:
     async def _receive(self, limit: int) -> list[_Received]:
         """Take at most `limit` messages; one that cannot be decoded is set aside, and never comes back."""
         with outages_as(QueueUnavailable):
-            rows = await self._pool.fetch(_RECEIVE, limit, self._lease_seconds)
+            rows = await self._pool.fetch(_RECEIVE.format(limit=limit), self._lease_seconds)
         received = []
         for row in rows:
             try:

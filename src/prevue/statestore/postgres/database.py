@@ -16,7 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from prevue.errors import StateStoreUnavailable
-from prevue.postgres import APPLICATION_NAME, CONNECT_SECONDS_MAX, FairPool, check_url, open_pool, outages_as, sqlalchemy_url
+from prevue.postgres import APPLICATION_NAME, BY_INDEX, CONNECT_SECONDS_MAX, FairPool, check_url, open_pool, outages_as, sqlalchemy_url
 
 STATEMENT_SECONDS_MAX = 10.0
 """Of any statement but a heartbeat's, the wait for a row lock included; each takes milliseconds."""
@@ -46,13 +46,14 @@ class Database:
         async with AsyncExitStack() as stack:
             engine = _engine(url)
             stack.push_async_callback(engine.dispose)
-            claims = await stack.enter_async_context(
-                open_pool(url, size=CLAIM_CONNECTIONS, command_seconds_max=STATEMENT_SECONDS_MAX, application="claims")
+            claims = open_pool(
+                url, size=CLAIM_CONNECTIONS, command_seconds_max=STATEMENT_SECONDS_MAX, application="claims", settings=BY_INDEX
             )
-            heartbeats = await stack.enter_async_context(
-                open_pool(url, size=HEARTBEAT_CONNECTIONS, command_seconds_max=heartbeat_seconds_max, application="heartbeats")
+            heartbeats = open_pool(
+                url, size=HEARTBEAT_CONNECTIONS, command_seconds_max=heartbeat_seconds_max, application="heartbeats", settings=BY_INDEX
             )
-            yield cls(engine, claims, heartbeats, heartbeat_seconds_max=heartbeat_seconds_max)
+            pools = await stack.enter_async_context(claims), await stack.enter_async_context(heartbeats)
+            yield cls(engine, *pools, heartbeat_seconds_max=heartbeat_seconds_max)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:

@@ -62,7 +62,6 @@ request = Table(
     Column("sent_at", _TIME, nullable=False, server_default=_NOW),
     Column("finished_at", _TIME),
     UniqueConstraint("github_host", "repository_id", "pr_number", "source", "source_id", name="request_identity"),
-    Index("request_by_idempotency_key", "idempotency_key"),
     Index("request_open_by_sent_at", "sent_at", postgresql_where=_OPEN),
     Index("request_open_by_preview", "github_host", "repository_id", "pr_number", postgresql_where=_OPEN),
     Index("request_dead", "finished_at", postgresql_where=text("state = 'dead'")),
