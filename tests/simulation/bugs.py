@@ -37,6 +37,7 @@ from prevue.sweeper.outbox import OutboxDrainer
 from prevue.sweeper.own_comments import OwnComments
 from prevue.sweeper.waiting import WaitingSweeper
 from prevue.testing import queue as queue_fake
+from prevue.testing import statestore_disk
 from prevue.testing.cluster import FakeCluster
 from prevue.testing.statestore import FakeStateStore
 from prevue.testing.statestore_disk import OutboxRow
@@ -249,11 +250,25 @@ def dead_letter_apart() -> list[Any]:
             row = next(row for row in self.disk.requests.values() if row.message.key == message.key and row.state is RequestState.DEAD)
             box = self.disk.outbox[row.id, STATUS]
             box.version -= 1
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(2)
             box.version += 1
         return found
 
     return [patch.object(FakeStateStore, "register_and_claim", register)]
+
+
+@bug(
+    "a superseded command is told of what is desired now, not of what took over: its comment changes with each look",
+    settings=world_of("webhook_never_sent", "webhook_lost", boost=4.0, crowded=True),
+    breaks=("redelivery_changes_nothing",),
+)
+def superseded_by_later() -> list[Any]:
+    def desired_now(disk: Any, request: Any) -> str:
+        desired = disk.requests[disk.previews[request.message.key].desired_request]
+        is_superseded = request.state is RequestState.SUPERSEDED and desired is not request
+        return desired.message.commit_sha if is_superseded else ""
+
+    return [patch.object(statestore_disk, "_superseded_by", desired_now)]
 
 
 def _tell_again(store: Any, row: Any) -> None:

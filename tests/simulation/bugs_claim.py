@@ -11,7 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 from tests.simulation.planting import UNFENCED, bug, world_of
-from tests.simulation.ports import SimulatedHelm
+from tests.simulation.ports import PromptStore, SimulatedHelm
 from tests.simulation.world import Numbers
 
 from prevue import lifecycle
@@ -52,7 +52,11 @@ def claim_per_key() -> list[Any]:
     return [patch.object(FakeStateStore, "_verdict", verdict)]
 
 
-@bug("the claim looks at the lease alone, not at Helm's stored deadline", settings=UNFENCED, breaks=("one_mutating_worker_per_release",))
+@bug(
+    "the claim looks at the lease alone, not at Helm's stored deadline",
+    settings=world_of("pause_deployer", "helm_slow", "store_hangs", policy=False, boost=4.0),
+    breaks=("one_mutating_worker_per_release",),
+)
 def no_helm_deadline() -> list[Any]:
     return [patch.object(fake, "is_busy", lambda preview, now: preview.lease_until > now)]
 
@@ -123,7 +127,7 @@ def no_confirm() -> list[Any]:
     breaks=("one_mutating_worker_per_release", "no_write_after_lost_claim"),
 )
 def lease_by_own_clock() -> list[Any]:
-    original = FakeStateStore._begin_transaction
+    original = PromptStore._begin_transaction
 
     async def begin_transaction(self: Any) -> Any:
         from tests.simulation.loop import current_process
@@ -131,7 +135,7 @@ def lease_by_own_clock() -> list[Any]:
         process = current_process()
         return await original(self) + timedelta(seconds=process.wall_offset_seconds if process else 0)
 
-    return [patch.object(FakeStateStore, "_begin_transaction", begin_transaction)]
+    return [patch.object(PromptStore, "_begin_transaction", begin_transaction)]
 
 
 @bug("writes under a claim do not present the token", breaks=("no_write_after_lost_claim",))

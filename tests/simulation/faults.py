@@ -84,7 +84,7 @@ NEEDS_POLICY = frozenset({"pause_deployer_and_helm", "helm_late_write"})
 OUTAGES = ("github", "store", "queue", "cluster")
 EVERY_KIND_SEEDS = 1000
 """So many seeds see every kind: from there on one that never fired fails the run."""
-FIRED_MAX = 60
+FIRED_MAX = 40
 """A seed in which everything fails all the time explores little."""
 
 
@@ -129,8 +129,7 @@ class Faults:
 
     def draw(self, kind: str) -> bool:
         """Whether `kind` happens now."""
-        rate = self.swarm.rates.get(kind)
-        if rate is None or not self.is_active or self.total >= FIRED_MAX or self.random.random() >= rate:
+        if not self.is_active or (rate := self.swarm.rates.get(kind)) is None or self.total >= FIRED_MAX or self.random.random() >= rate:
             return False
         self.count(kind)
         return True

@@ -283,10 +283,11 @@ class SimulatedLoop(_Loop):
             if not isinstance(due, Call):
                 if not due.done():
                     due.set_result(None)
-            elif due.callback is not _end_of_sleep:
-                self.ready.append(due)
+            elif due.callback is _end_of_sleep:
+                if not due.is_cancelled:
+                    due.callback(*due.args)
             elif not due.is_cancelled:
-                due.callback(*due.args)
+                self.ready.append(due)
 
     def close(self) -> None:
         """Whatever still hangs on this loop does nothing from now on."""

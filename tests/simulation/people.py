@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 REPOS = ("acme/hello", "acme/hello-two")
 PULLS = ((REPOS[0], 1), (REPOS[0], 2), (REPOS[1], 1))
+COMMANDS = 10
 STALE_SECONDS = 3.0
 """How far GitHub's read replicas lag at most."""
 
@@ -52,7 +53,7 @@ class People:
         self._world = world
         self.pulls: list[PullHistory] = []
         self.writer_may: list[tuple[float, bool]] = [(0.0, True)]
-        self.actions = 0
+        self.commands = 0
         self.replays = 0
         """Those that are under way."""
 
@@ -71,30 +72,29 @@ class People:
             self._head_is(history, issue)
 
     async def act(self) -> None:
-        """Ten to eighteen actions; the first is a command."""
+        """Ten commands, and what else happens between them; the first action is a command."""
         random = self._world.random
-        pace = random.choice((1.0, 4.0, 12.0))
-        for turn in range(random.randint(10, 18)):
+        pace = random.choice((1.0, 4.0, 8.0))
+        while self.commands < COMMANDS:
             await asyncio.sleep(0.0 if random.random() < 0.2 else random.expovariate(1 / pace))
             pull = random.choice(self.pulls[:1] if random.random() < 0.4 or self._world.settings.crowded else self.pulls)
-            self._act_once(pull, 0.0 if turn == 0 else random.random())
-            self.actions += 1
+            self._act_once(pull, random.random() if self.commands else 0.0)
 
     def _act_once(self, pull: PullHistory, chance: float) -> None:
         world, issue = self._world, self._world.github.issue(pull.repo, pull.number)
-        if chance < 0.5:
+        if chance < 0.6:
             if world.settings.pushes_before_commands and issue.state == "open":
                 self.push(pull)
             self.command(pull)
-        elif chance < 0.55:
+        elif chance < 0.65:
             self.command(pull, user="reader")
-        elif chance < 0.58:
+        elif chance < 0.68:
             self._change_permission()
-        elif chance < 0.61:
+        elif chance < 0.71:
             world.values_version += 1
         elif issue.state == "closed":
             self.reopen(pull)
-        elif chance < 0.82:
+        elif chance < 0.86:
             self.push(pull)
         else:
             self.close(pull)
@@ -102,6 +102,7 @@ class People:
     def command(self, pull: PullHistory, *, user: str = "writer") -> int:
         """`/preview`; returns the comment's id."""
         now = self._world.loop.time()
+        self.commands += 1
         self._world.trace(f"people /preview {pull.repo}#{pull.number} by {user}")
         comment = self._world.github.comment(pull.repo, pull.number, user, "/preview")
         pull.commands[comment.id] = (now, user, comment)
@@ -134,7 +135,7 @@ class People:
         world = self._world
         if world.faults.is_active and world.random.random() < 0.5:
             self.replays += 1
-            world.outside(self._replay(request_id, world.random.uniform(0.5, 30)), "replay")
+            world.outside(self._replay(request_id, world.random.uniform(0.5, 15)), "replay")
 
     async def _replay(self, request_id: int, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -31,6 +31,9 @@ from prevue.testing.statestore import FakeStateStore
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
+SLOW_SECONDS = 8.0
+"""How long a request to GitHub can be under way: longer than its client waits."""
+
 
 class _Answer:
     """What the GitHub client reads of a response."""
@@ -65,7 +68,7 @@ class GitHubWire:
         world.opportunity(self._process)
         await world.loop.sleep(world.random.uniform(0.01, 0.12))
         if faults.is_out("github") or faults.draw("github_no_answer"):
-            await world.loop.sleep(world.random.uniform(0.1, 11))
+            await world.loop.sleep(world.random.uniform(0.1, SLOW_SECONDS))
             raise httpx2.ConnectError("the simulated network broke the connection")
         path, _, query = url.removeprefix("https://api.github.com").partition("?")
         for kind, status in (("401", 401), ("403", 403), ("422", 422), ("429", 429), ("5xx", world.random.choice((500, 502, 503)))):
@@ -75,12 +78,12 @@ class GitHubWire:
                 break
         request = Request(method=method, path=path, query=query, headers=headers, body=content or b"")
         if faults.draw("github_slow"):
-            seconds = world.random.uniform(1, 20)
+            seconds = world.random.uniform(1, SLOW_SECONDS)
             try:
                 await asyncio.sleep(seconds)
             except asyncio.CancelledError:
                 # The caller has given up, but the request is on its way: GitHub carries it out all the same.
-                world.loop.call_later(world.random.uniform(0, 20 - seconds), self._handle, request)
+                world.loop.call_later(world.random.uniform(0, SLOW_SECONDS - seconds), self._handle, request)
                 raise
         answer = self._handle(request)
         await world.loop.sleep(world.random.uniform(0.01, 0.12))
@@ -124,13 +127,20 @@ class _Forwarding(ABC):
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any: ...
 
 
+class PromptStore(FakeStateStore):
+    """The fake without a wait of its own: there was one on the way to it."""
+
+    async def _begin_transaction(self) -> datetime:
+        return self.clock.now() + self.disk.offset
+
+
 class SimulatedStore(_Forwarding):
     """All protocols of the statestore, for one process."""
 
     def __init__(self, world: World, process: Process) -> None:
         self._world = world
         self._process = process
-        self._store = FakeStateStore(world.store, limits=world.limits, clock=world.clock)
+        self._store = PromptStore(world.store, limits=world.limits, clock=world.clock)
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         world, faults = self._world, self._world.faults
@@ -205,11 +215,11 @@ class SimulatedQueue(FakeQueue):
             self.disk.entries.append(Entry(entry.identity, entry.body, again, entry.enqueued_at))
         return entry
 
-    async def _pause(self, stopped: asyncio.Task[bool], *, has_room: bool) -> None:
+    async def _pause(self, *, has_room: bool) -> None:
         if self._world.faults.outages.get("queue", 0.0) > self._world.loop.time():
             await asyncio.sleep(2)
         else:
-            await super()._pause(stopped, has_room=has_room)
+            await super()._pause(has_room=has_room)
 
 
 class SimulatedCluster(_Forwarding):

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 import structlog
 from tests.simulation.invariants import Violation
 from tests.simulation.quiet import QuietCheck, has_commands_without_request, is_told_wrongly, snapshot, unquiet
-from tests.simulation.world import LANE_SECONDS, POLL_SECONDS, UNREACHABLE_SECONDS, Settings, World
+from tests.simulation.world import LANE_SECONDS, POLL_SECONDS, REQUEST_SECONDS, UNREACHABLE_SECONDS, Settings, World
 
+from prevue.github import client
 from prevue.queue.port import Enqueued
 from prevue.sweeper import outbox
 
@@ -60,8 +61,10 @@ def prepare() -> None:
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
     sys.unraisablehook = lambda _: None  # coroutines of killed processes are thrown away in the middle of an await
     logging.disable(logging.CRITICAL)
-    # Times of the outbox, in proportion to the shorter lease; see `world.Numbers`.
+    # Times of the outbox and of the GitHub client, in proportion to the shorter lease; see `world.Numbers`.
+    vars(client)["REQUEST_SECONDS_MAX"] = REQUEST_SECONDS
     outbox.LANE_SECONDS, outbox.UNREACHABLE_SECONDS, outbox.POLL_SECONDS = LANE_SECONDS, UNREACHABLE_SECONDS, POLL_SECONDS
+    asyncio.tasks._all_tasks.add = lambda _task: None  # type: ignore[attr-defined]  # nobody asks for all tasks
     signal.signal(signal.SIGVTALRM, _stuck)
     gc.disable()
     gc.freeze()
@@ -101,7 +104,7 @@ async def _story(world: World) -> None:
     world.people.settle_in()
     world.start()
     await world.people.act()
-    await asyncio.sleep(world.random.uniform(0, 20))
+    await asyncio.sleep(world.random.uniform(0, 10))
     world.heal()
     # A command that was refused, and not told so, is asked about again for as long as the comment scan reads it.
     scanned_at = world.loop.time() + SCANNED_WITHIN_SECONDS
@@ -143,7 +146,7 @@ async def _become_quiet(world: World) -> None:
             elif "expire" in reason:
                 name = "expired_preview_leaves_nothing"
             world.oracle.report(name, f"{QUIET_WITHIN_SECONDS:.0f} s after the last fault: {reason}")
-        await asyncio.sleep(1)
+        await asyncio.sleep(2)
 
 
 async def _say_everything_twice(world: World) -> None:

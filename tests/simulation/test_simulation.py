@@ -29,17 +29,9 @@ SELF_TEST = (
     "permission_not_read",
 )
 """Bugs of every kind that a few seeds show: the oracle can fail."""
-REGRESSIONS: tuple[tuple[int, str], ...] = (
-    (41, "an attempt that a leftover of a killed Helm used up was held against nobody"),
-    (504, "a wall clock that stays ten minutes wrong: GitHub refuses the App's identity, and nothing is lost"),
-    (5055, "the sweeper's rules span for ever at the stop, where a turn ended without an await"),
-    (2021, "a delivery that GitHub refused to send again, and that came late all the same"),
-    (2754, "an exception in a killed process that nobody is left to look at"),
-    (1075, "a delivery that an App took, whose repetition failed"),
-    (15163, "an installation that refused once was left out for five minutes, and a second refusal stayed"),
-    (1101, "deliveries that ask for nothing stay pending in GitHub's log"),
-)
-"""Seeds that once failed, by a flaw of production code, of a fake or of the oracle, and must not again."""
+REGRESSIONS: tuple[tuple[int, str], ...] = ((2337, "the comment of a superseded command followed what was desired later"),)
+"""Seeds that once failed and must not again. They hold as long as a world draws what it drew then: when what happens in it is changed, a
+flaw that was found before stays as a test of its own, or as a planted bug."""
 
 
 def run(root: Path, *arguments: str, hash_seed: str = "0") -> str:
@@ -78,8 +70,8 @@ def test_a_kill_at_any_await_of_the_happy_path_loses_nothing(repository_root: Pa
     told = run_json(repository_root, "crashes", "--sample", "9")
     assert told["violations"] == []
     assert told["points"]["app"] > 20
-    assert told["points"]["deployer"] > 200
-    assert told["pairs"] > 500
+    assert told["points"]["deployer"] > 120
+    assert told["pairs"] > 300
 
 
 def test_a_simulated_helm_is_not_started_past_its_deadline() -> None:

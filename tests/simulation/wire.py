@@ -4,15 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import re
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from prevue.testing.github.records import Delivery, DeliveryResponse
+from prevue.testing.github.records import Comment, Delivery, DeliveryResponse, Issue, Pull, Repository, User
+from prevue.testing.github.render import Json
+from prevue.testing.github.rest import FakeGitHub
 
 if TYPE_CHECKING:
     from tests.simulation.world import App, World
 
 GITHUB_WAITS_SECONDS = 10.0
 """https://docs.github.com/en/webhooks/using-webhooks/best-practices-for-using-webhooks"""
+
+
+HEARD_OF_NOTHING = 0.05
+"""Of what an App ignores without an await (bots' comments, pushes, edits: nearly all deliveries) so many are enough."""
+
+
+class SimulatedGitHub(FakeGitHub):
+    """Makes no delivery of most happenings that ask for nothing, and cuts the time to seconds once while it stands still."""
+
+    _told: tuple[datetime, datetime] | None = None
+
+    def now(self) -> datetime:
+        moment = self._clock() - self.behind if self.behind else self._clock()
+        if self._told is None or self._told[0] is not moment:
+            self._told = moment, moment.replace(microsecond=0)
+        return self._told[1]
+
+    def _comment_event(self, action: str, repository: Repository, issue: Issue, comment: Comment, sender: User, **extra: Json) -> None:
+        if (action == "created" and sender is not self.app.bot) or self.random.random() < HEARD_OF_NOTHING:
+            super()._comment_event(action, repository, issue, comment, sender, **extra)
+
+    def _pull_event(self, action: str, repository: Repository, issue: Issue, pull: Pull, sender: User, **extra: str) -> None:
+        if action == "closed" or self.random.random() < HEARD_OF_NOTHING:
+            super()._pull_event(action, repository, issue, pull, sender, **extra)
 
 
 class WebhookWire:
@@ -29,10 +56,7 @@ class WebhookWire:
 
     def _take(self) -> None:
         for delivery in self._world.github.webhooks.take():
-            if _asks_for_something(delivery) or self._world.random.random() < 0.05:
-                self.send(delivery)
-            else:
-                delivery.response = _IGNORED
+            self.send(delivery)
 
     def send(self, delivery: Delivery) -> None:
         """Bring it, in its own time."""
@@ -44,11 +68,11 @@ class WebhookWire:
             return
         seconds = [random.uniform(0.05, 0.5)]
         if faults.draw("webhook_delay"):
-            seconds[0] += random.uniform(5, 60)
+            seconds[0] += random.uniform(5, 30)
         elif faults.draw("webhook_reorder"):
             seconds[0] += random.uniform(1, 10)
         if faults.draw("webhook_duplicate"):
-            seconds.append(random.uniform(0.05, 30))
+            seconds.append(random.uniform(0.05, 20))
         for wait in seconds:
             self.in_flight += 1
             self._world.outside(self._bring(delivery, wait), "webhook")
@@ -121,10 +145,6 @@ _ATTEMPTS = re.compile(r"/app/hook/deliveries/(\d+)/attempts")
 
 
 def _asks_for_something(delivery: Delivery) -> bool:
-    """Bots' comments, pushes and edits are nearly all deliveries, and the App ignores them without an await: few are enough."""
     if delivery.event == "pull_request":
         return delivery.action == "closed"
     return delivery.action == "created" and b'"body":"/preview"' in delivery.payload
-
-
-_IGNORED = DeliveryResponse(status_code=200, headers={}, payload='{"result":"ignored"}', duration_seconds=0.1)

@@ -22,8 +22,8 @@ from tests.simulation.faults import Faults, Swarm
 from tests.simulation.invariants import Oracle
 from tests.simulation.loop import Process, SimulatedClock, SimulatedLoop
 from tests.simulation.people import People
-from tests.simulation.ports import GitHubWire, SimulatedCluster, SimulatedHelm, SimulatedProbe, SimulatedQueue, SimulatedStore
-from tests.simulation.wire import WebhookWire
+from tests.simulation.ports import SLOW_SECONDS, GitHubWire, SimulatedCluster, SimulatedHelm, SimulatedProbe, SimulatedQueue, SimulatedStore
+from tests.simulation.wire import SimulatedGitHub, WebhookWire
 
 from prevue.cluster.port import Cluster, NamespaceList, ReadyLimits, UrlProbe, UrlSource
 from prevue.config import AppSettings, SweeperSettings
@@ -46,25 +46,25 @@ from prevue.sweeper.run import Sweeper
 from prevue.sweeper.waiting import WaitingSweeper
 from prevue.testing.cluster import FakeClusterState
 from prevue.testing.github.app_key import AppKey
-from prevue.testing.github.rest import FakeGitHub
 from prevue.testing.queue import QueueDisk
 from prevue.testing.statestore_disk import StateStoreDisk
 from prevue.wiring.commands import AppDoor
 
 SECRET = "simulated-secret"
 GRACE_SECONDS = 5.0
-LANE_SECONDS = 12.0
-VERIFY_SECONDS = LANE_SECONDS + 20.0
+LANE_SECONDS = 9.0
+REQUEST_SECONDS = 6.0
+VERIFY_SECONDS = LANE_SECONDS + SLOW_SECONDS
 """The lane's lease and the longest that a request to GitHub can be under way."""
 UNREACHABLE_SECONDS = 60.0
-POLL_SECONDS = 4.0
+POLL_SECONDS = 10.0
 """An idle outbox is most of a quiet world's work."""
 SWEEPER = SweeperSettings(
-    deliveries_seconds=20,
+    deliveries_seconds=30,
     poll_seconds=3,
-    comments_seconds=20,
-    previews_seconds=20,
-    expiry_seconds=10,
+    comments_seconds=30,
+    previews_seconds=30,
+    expiry_seconds=15,
     alarm_seconds=60,
     overdue_seconds=3600,
 )
@@ -109,7 +109,7 @@ class Numbers:
     attempts_max: int = 4
     backoff_seconds: float = 2.0
     backoff_max_seconds: float = 15.0
-    sweep_seconds: float = 4.0
+    sweep_seconds: float = 8.0
     queue_lease_seconds: float = 15.0
     namespace_gone_seconds: float = 20.0
     delete_seconds: float = 0.5
@@ -122,9 +122,9 @@ class Numbers:
         """What may differ between installations."""
         return cls(
             helm_step_seconds=random.choice((0.05, 0.3, 1.0)),
-            attempts_max=random.choice((2, 4)),
+            attempts_max=random.choice((2, 3)),
             delete_seconds=random.choice((0.0, 0.5, 3.0)),
-            ttl_seconds=random.choice((0.0, 0.0, 0.0, 40.0, 100.0)),
+            ttl_seconds=random.choice((0.0, 0.0, 0.0, 25.0, 60.0)),
         )
 
 
@@ -203,7 +203,7 @@ class World:
         )
         self.clock = SimulatedClock(self.loop)
         self.faults = Faults(swarm=swarm, random=self.random, now=self.loop.time, trace=self.trace)
-        self.github = FakeGitHub(now=self.clock.now, public_key=app_key().public_pem, webhook_secret=SECRET, seed=seed)
+        self.github = SimulatedGitHub(now=self.clock.now, public_key=app_key().public_pem, webhook_secret=SECRET, seed=seed)
         self.queue = QueueDisk()
         self.store = StateStoreDisk()
         lag = self.random.choice((0.0, 0.02, 0.3, 1.5))
@@ -221,6 +221,9 @@ class World:
         self.wire = WebhookWire(self)
         self.apps: list[App] = []
         self.deployers: list[Deployer] = []
+        self._strikes_app, self._strikes_deployer = (
+            [kind for kind in kinds if kind in swarm.rates] for kinds in (_STRIKES_APP, _STRIKES_DEPLOYER)
+        )
         self.on_start: Callable[[str, Process], None] = lambda *_: None
         """Called with each App and deployer that starts."""
         self._outside = contextvars.copy_context()
@@ -355,7 +358,7 @@ class World:
             github_host=GITHUB_COM,
         )
         leases = cast("LeaseStore", store)
-        return Sweeper(holder=process.name, leases=leases, rules=rules, lease_seconds=self.numbers.lease_seconds), acknowledger
+        return Sweeper(holder=process.name, leases=leases, rules=rules, lease_seconds=1.5 * self.numbers.lease_seconds), acknowledger
 
     async def _serve(self, index: int, deployer: Deployer) -> None:
         """As `wiring.deployer.serve`: consumer, outbox, sweeper and the grace, until the stop; then the process ends and another starts."""
@@ -393,7 +396,7 @@ class World:
         """A call of a port by `process`: perhaps something happens to it a few awaits later."""
         if not self.faults.is_active or process.strike_at >= process.steps:
             return
-        for kind in _STRIKES_APP if process.name.startswith("app") else _STRIKES_DEPLOYER:
+        for kind in self._strikes_app if process.name.startswith("app") else self._strikes_deployer:
             if self.faults.draw(kind):
                 self.strike_soon(process, kind)
                 return

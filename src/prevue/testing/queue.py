@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, field
 from uuid import uuid4
 
@@ -111,7 +112,7 @@ class FakeQueue:
 
     async def run(self, handler: Handler, *, slots: int, stop: asyncio.Event) -> None:
         """As the port says."""
-        stopped = asyncio.create_task(stop.wait(), name="fake-queue-stop")
+        stopped = asyncio.create_task(self._wake_when(stop), name="fake-queue-stop")
         try:
             while not stop.is_set() and not self._crashed:
                 self.disk.changed.clear()
@@ -119,7 +120,7 @@ class FakeQueue:
                     task = asyncio.create_task(self._handle(handler, entry, entry.receipt), name=f"fake-queue-{entry.receipt}")
                     self._tasks.add(task)
                     task.add_done_callback(self._forget)
-                await self._pause(stopped, has_room=len(self._tasks) < slots)
+                await self._pause(has_room=len(self._tasks) < slots)
             await self._drain()
         except asyncio.CancelledError:
             for task in self._tasks:
@@ -128,7 +129,10 @@ class FakeQueue:
             raise
         finally:
             stopped.cancel()
-            await asyncio.gather(stopped, return_exceptions=True)
+
+    async def _wake_when(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self.disk.changed.set()
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -159,15 +163,13 @@ class FakeQueue:
             return entry
         return None
 
-    async def _pause(self, stopped: asyncio.Task[bool], *, has_room: bool) -> None:
+    async def _pause(self, *, has_room: bool) -> None:
         """Until something changed, the next message becomes available, or the stop; running messages are extended meanwhile."""
         now = self.disk.now()
         waits = [entry.available_at - now for entry in self.disk.entries] if has_room else []
-        timeout = max(0.01 if self.disk.outage else 0.001, min([*waits, self._lease_seconds / 3]))
-        changed = asyncio.create_task(self.disk.changed.wait(), name="fake-queue-wait")
-        await asyncio.wait({stopped, changed}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        changed.cancel()
-        await asyncio.gather(changed, return_exceptions=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.01 if self.disk.outage else 0.001, min([*waits, self._lease_seconds / 3]))):
+                await self.disk.changed.wait()
 
     async def _handle(self, handler: Handler, entry: Entry, receipt: int) -> None:
         keeper = asyncio.create_task(self._extend(entry, receipt), name=f"fake-queue-extend-{receipt}")

@@ -134,12 +134,20 @@ def request_view(row: RequestRow) -> RequestView:
     )
 
 
+def _superseded_by(disk: StateStoreDisk, request: RequestRow) -> str:
+    """The commit of the request that was desired when this one ended as superseded."""
+    if request.state is not RequestState.SUPERSEDED or request.finished_at is None:
+        return ""
+    mine, ended_at = request.message, request.finished_at
+    others = [row for row in disk.requests.values() if row.message.key == mine.key and row.registered_at <= ended_at]
+    newer = [row for row in others if row.message.order > mine.order]
+    return max(newer, key=lambda row: (row.message.order, -row.id)).message.commit_sha if newer else ""
+
+
 def notice_of(disk: StateStoreDisk, request_id: int) -> Notice:
     """What a status comment says of a request now."""
     request = disk.requests[request_id]
     message = request.message
-    desired = disk.requests[disk.previews[message.key].desired_request]
-    is_superseded = request.state is RequestState.SUPERSEDED and desired.id != request.id
     return Notice(
         request_id=request.id,
         key=message.key,
@@ -158,5 +166,5 @@ def notice_of(disk: StateStoreDisk, request_id: int) -> Notice:
         url=request.url,
         registered_at=request.registered_at,
         finished_at=request.finished_at,
-        superseded_by_sha=desired.message.commit_sha if is_superseded else "",
+        superseded_by_sha=_superseded_by(disk, request),
     )

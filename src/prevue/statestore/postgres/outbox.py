@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, insert, select, union, update
+from sqlalchemy import ColumnElement, and_, case, func, insert, select, tuple_, union, update
 
 from prevue.model import Message, Notice, RequestState, decode_message
 from prevue.statestore.port import ClaimLimits, OutboxItem
@@ -19,7 +19,23 @@ _OPEN = (RequestState.WAITING.value, RequestState.CLAIMED.value)
 # Written as the partial indexes are, so that the planner sees that they fit.
 _IS_TO_SEND = outbox.c.sent_version < outbox.c.version
 _IS_TO_VERIFY = and_(outbox.c.sent_version == outbox.c.version, outbox.c.verify_at.is_not(None))
-_desired = request.alias("desired")
+_other = request.alias("other")
+_MINE = tuple_(request.c.at, request.c.rank, request.c.tie)
+# The one that was desired when the request ended: what is desired now may have come later, and a comment that follows it never stays.
+_newer_sha = (
+    select(_other.c.commit_sha)
+    .where(
+        _other.c.github_host == request.c.github_host,
+        _other.c.repository_id == request.c.repository_id,
+        _other.c.pr_number == request.c.pr_number,
+        tuple_(_other.c.at, _other.c.rank, _other.c.tie) > _MINE,
+        _other.c.registered_at <= request.c.finished_at,
+    )
+    .order_by(_other.c.at.desc(), _other.c.rank.desc(), _other.c.tie.desc(), _other.c.id)
+    .limit(1)
+    .correlate(request)
+    .scalar_subquery()
+)
 
 
 class PostgresOutbox(PostgresSweep):
@@ -147,7 +163,7 @@ def _same_preview(table: Any) -> ColumnElement[bool]:
 
 
 def _items(conditions: list[ColumnElement[bool]], order: list[ColumnElement[Any]], limit: int) -> Any:
-    """The first `limit` rows in that order; only these are joined with their preview and the request that is desired there."""
+    """The first `limit` rows in that order, each with its request; only for these is the newer request looked for that took over."""
     place = func.row_number().over(order_by=order).label("place")
     chosen = (
         select(outbox.c.request_id, outbox.c.kind, outbox.c.version, outbox.c.comment_id, outbox.c.verify_at, place)
@@ -172,21 +188,16 @@ def _items(conditions: list[ColumnElement[bool]], order: list[ColumnElement[Any]
             request.c.url,
             request.c.registered_at,
             request.c.finished_at,
-            _desired.c.id.label("desired_id"),
-            _desired.c.commit_sha.label("desired_sha"),
+            case((request.c.state == RequestState.SUPERSEDED.value, _newer_sha)).label("newer_sha"),
         )
         .select_from(chosen)
         .join(request, request.c.id == chosen.c.request_id)
-        .outerjoin(preview, _same_preview(request))
-        .outerjoin(_desired, _desired.c.id == preview.c.desired_request)
         .order_by(chosen.c.place)
     )
 
 
 def _item(row: Any, *, is_verify: bool) -> OutboxItem:
     message = decode_message(row["message"])
-    state = RequestState(row["state"])
-    is_superseded = state is RequestState.SUPERSEDED and row["desired_id"] != row["id"]
     notice = Notice(
         request_id=row["id"],
         key=message.key,
@@ -198,14 +209,14 @@ def _item(row: Any, *, is_verify: bool) -> OutboxItem:
         comment_id=message.comment_id,
         commit_sha=message.commit_sha,
         requested_by=message.requested_by,
-        state=state,
+        state=RequestState(row["state"]),
         attempts=row["attempts"],
         reason=row["reason"],
         error=row["error"],
         url=row["url"],
         registered_at=row["registered_at"],
         finished_at=row["finished_at"],
-        superseded_by_sha=(row["desired_sha"] or "") if is_superseded else "",
+        superseded_by_sha=row["newer_sha"] or "",
     )
     return OutboxItem(
         notice=notice,

@@ -94,6 +94,16 @@ class OutboxContract:
             assert (item.notice.comment_id, item.notice.state, item.version) == (1, RequestState.SUPERSEDED, 1)
             assert (item.notice.reason, item.notice.superseded_by_sha) == ("newer_request", command(2).commit_sha)
 
+    async def test_superseded_command_is_told_the_same_when_a_still_newer_one_comes(self, harness: StateStoreHarness) -> None:
+        """Else each verify pass, long after, would change what stands there."""
+        async with harness.open() as store:
+            await claim_of(store, command(2))
+            assert await store.register_and_claim(command(1), holder="worker-2") == Superseded()
+            await harness.let_time_pass(1)
+            assert await store.register_and_claim(command(3), holder="worker-3") == InProgress()
+            told = {item.notice.comment_id: item.notice for item in await due_items(store)}
+            assert told[1].superseded_by_sha == command(2).commit_sha
+
     async def test_command_on_a_closed_pull_request_names_no_newer_commit(self, harness: StateStoreHarness) -> None:
         async with harness.open() as store:
             claim = await claim_of(store, command(1))

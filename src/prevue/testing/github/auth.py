@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 
@@ -48,8 +47,7 @@ class ApiError(Exception):
         self.documentation_url = documentation_url
 
 
-@dataclass(frozen=True, kw_only=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """Whose request it is; neither `is_app` nor `token`: an anonymous reader."""
 
     is_app: bool = False

@@ -7,7 +7,6 @@ raises, and has changed nothing when it raises.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -23,17 +22,15 @@ from prevue.testing.github.state import ControlError, GitHubState
 PER_PAGE_MAX = 100
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """A status and a body that is still an object; None: no body."""
 
     body: Any = None
     status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = {}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Call:
+class Call(msgspec.Struct, frozen=True, kw_only=True):
     """A request together with who makes it, the path's parameters and what it is made to."""
 
     github: GitHubState
@@ -120,7 +117,7 @@ class Call:
             raise ApiError(422, f"Invalid request.\n\nFor 'properties/{name}', {value!r} is not a string.")
         return value
 
-    def page(self, items: Sequence[Any], render: Callable[[Any], Json]) -> Answer:
+    def page(self, items: Sequence[Any], render: Callable[[Any], Json | msgspec.Raw]) -> Answer:
         """Return one page of a list, with GitHub's Link header where there are more."""
         query = self.query()
         per_page = min(_positive(query.get("per_page"), 30), PER_PAGE_MAX)
@@ -141,6 +138,14 @@ class Call:
     def render_comment(self, repository: Repository, issue: Issue, comment: Comment) -> Json:
         """Render a comment."""
         return self.github.render.comment(self.github.app, repository, issue, comment)
+
+    def listed_comment(self, repository: Repository, issue: Issue, comment: Comment) -> msgspec.Raw:
+        """Render a comment for a list: once while it stays as it is, since conversations are read over and over."""
+        association = self.github.render.association(repository, comment.author)
+        state = (repository.full_name, comment.body, comment.updated_at, association, len(comment.reactions))
+        if comment.listed is None or comment.listed[0] != state:
+            comment.listed = state, msgspec.Raw(msgspec.json.encode(self.render_comment(repository, issue, comment)))
+        return comment.listed[1]
 
     def since(self) -> datetime | None:
         """Return the query's `since`.
@@ -358,7 +363,7 @@ def list_comments(call: Call) -> Answer:
     repository, issue = call.repository(), call.github.issue(call.full_name, call.number("issue_number"))
     since = call.since()
     found = [comment for comment in issue.comments.values() if since is None or comment.updated_at >= since]
-    return call.page(found, lambda comment: call.render_comment(repository, issue, comment))
+    return call.page(found, lambda comment: call.listed_comment(repository, issue, comment))
 
 
 def list_repository_comments(call: Call) -> Answer:
@@ -369,7 +374,7 @@ def list_repository_comments(call: Call) -> Answer:
     found.sort(key=lambda pair: (pair[1].updated_at if updated else pair[1].created_at, pair[1].id))
     if query.get("direction") == "desc":
         found.reverse()
-    return call.page(found, lambda pair: call.render_comment(repository, *pair))
+    return call.page(found, lambda pair: call.listed_comment(repository, *pair))
 
 
 def get_comment(call: Call) -> Answer:

@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 from typing import Literal
+
+import msgspec
 
 UserType = Literal["User", "Bot", "Organization"]
 State = Literal["open", "closed"]
@@ -64,6 +67,8 @@ class Comment:
     updated_at: datetime
     via_app: bool = False
     reactions: list[Reaction] = field(default_factory=list)
+    listed: tuple[object, msgspec.Raw] | None = None
+    """What lists show of it, and for which of its states."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -245,14 +250,13 @@ class Limits:
     requests_per_hour: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, kw_only=True):
     """An HTTP request to the API. `path` is as on the wire (percent-encoded), `query` without the question mark."""
 
     method: str
     path: str
     query: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = MappingProxyType({})
     body: bytes = b""
 
     def header(self, name: str) -> str | None:
@@ -261,8 +265,7 @@ class Request:
         return next((value for key, value in self.headers.items() if key.lower() == wanted), None)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Response:
+class Response(msgspec.Struct, frozen=True, kw_only=True):
     """An HTTP answer. `delay_seconds`: how long the caller has to wait before it; `status` 0: never an answer."""
 
     status: int
