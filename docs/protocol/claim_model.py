@@ -469,6 +469,12 @@ def sweeper_steps(s, c):
         yield "sweeper deletes the namespace", s._replace(janitor=(), ns=0, seen=0, secret=(), obj=""), bad
 
 
+def never_began(s, c):
+    """The row is no tombstone, and nothing was ever written; GitHub's closes are over."""
+    over = all(s.status[r] in TERMINAL for r in range(s.events) if c.requests[r].action == "destroy")
+    return over and not s.top and s.live == "" and "destroyed" not in s.status
+
+
 def made_steps(s, c, idle, closed):
     """Requests that GitHub doesn't know: they take the order of what they repeat or end."""
     bugs, lost = c.bugs, s.wanted < 0                                           # no row: nobody's work
@@ -487,14 +493,15 @@ def made_steps(s, c, idle, closed):
         yield f"sweeper expires {s.live}", s2._replace(due=True, ended=s.ended + (identity,)), None
     r, gone, late = sweep, s.live == "", "order_read_late" in bugs    # rule 3: the row (destroyed), then GitHub
     known = bool(s.swept) if "sweep_by_uid" in bugs or lost else s.swept == s.desired
-    if r is not None and not s.janitor and s.ns and not s.dying and idle and not known and (closed or (gone and not late)):
+    there = s.ns or ("sweeps_rows" in bugs and closed and never_began(s, c))     # rule 2: its close is over
+    if r is not None and not s.janitor and there and not s.dying and idle and not known and (closed or (gone and not late)):
         yield "sweeper reads " + ("GitHub: closed" if late else "the row of a namespace"), s._replace(janitor=(s.desired, gone)), None
     if r is not None and s.janitor:
         order = s.desired if late else s.janitor[0]
         if not order:                                                           # closed_at, or -infinity where it is open
             closes = [r + 1 for r in range(s.events) if c.requests[r].action == "destroy"]
             order = closes[-1] if closed else s.events + 0.5 if "lost_by_time" in bugs else NEVER
-        go = s.ns and (closed or late or s.janitor[1])
+        go = there and (closed or late or s.janitor[1])
         s2 = make(s, r, order - ("lower_order" in bugs) / 2)._replace(swept=order) if go else s
         yield "sweeper " + (f"requests {c.requests[r].name}" if go else "finds it rightful"), s2._replace(janitor=()), None
 

@@ -101,6 +101,26 @@ async def test_repository_that_cannot_be_read_closes_nothing(world: World, deplo
     assert await deployer.rule("closed") == 1
 
 
+async def test_row_that_never_began_ends_too_where_its_close_is_over(world: World, deployer: FakeDeployer) -> None:
+    """The close ended as superseded, its newer command as rejected: rule 3 finds no namespace, and GitHub would be asked for ever."""
+    pr_number = world.open_pull_request()
+    message = world.command(pr_number)
+    world.github.set_permission(REPO, "writer", "read")
+    await deployer.worker.handle(message)
+    await deployer.drainer.drain()
+    told = [comment.body for comment in world.our_comments(pr_number)]
+    assert world.store.previews[message.key].state is PreviewState.REQUESTED
+    close, now = world.close(pr_number), world.clock.now()
+    world.store.requests[99] = RequestRow(99, close, now, now, state=RequestState.SUPERSEDED)
+    assert await deployer.rule("closed") == 1
+    (sweep,) = await carry_out(world, deployer)
+    assert (sweep.effective_source, world.state(sweep)) == (Source.SWEEP, RequestState.DESTROYED)
+    assert world.store.previews[message.key].state is PreviewState.DESTROYED
+    assert await deployer.rule("closed") == 0
+    await deployer.drainer.drain()
+    assert [comment.body for comment in world.our_comments(pr_number)] == told
+
+
 # -- rule 3: orphans -------------------------------------------------------------------------------------------------------------------
 
 

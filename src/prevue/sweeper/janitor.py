@@ -24,6 +24,8 @@ from prevue.sweeper.repositories import KnownRepositories
 log = structlog.get_logger(__name__)
 
 BATCH_PREVIEWS = 500
+NEVER_BEGUN = "never-begun"
+"""In a sweep's identity, where there is no namespace to be named."""
 NEVER = datetime.min.replace(tzinfo=UTC)
 """The order's time of a sweep where nothing is known: below every request that GitHub can give."""
 
@@ -122,8 +124,14 @@ class Janitor:
             closed = await self._closed(row for row in rows if row.key.github_host == self._github_host)
             for row in rows:
                 if row.key in closed:
-                    sent += await self._close(row, closed[row.key])
+                    sent += await self._close(row, closed[row.key]) or await self._sweep_never_begun(row)
         return sent
+
+    async def _sweep_never_begun(self, row: StandingPreview) -> int:
+        """Its close is known, and the command that took over ended before it began: protocol rule 3 has no namespace to find it by."""
+        if row.state is not PreviewState.REQUESTED or not row.is_idle:
+            return 0
+        return await self._ask(row.key, row.repo, await self._installation(row), Source.SWEEP, f"{NEVER_BEGUN}@{row.order.text}", row.order)
 
     async def _close(self, row: StandingPreview, pull: PullRequest) -> int:
         if pull.closed_at is None:
