@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from prevue.testing.contracts.github_description import ContractMismatch, GitHubDescription, load_examples
@@ -62,7 +63,7 @@ class World:
         )
         credential = self.token if credential is None else credential
         if credential:
-            request = Request(**{**vars(request), "headers": {**request.headers, "authorization": f"Bearer {credential}"}})
+            request = msgspec.structs.replace(request, headers={**request.headers, "authorization": f"Bearer {credential}"})
         operation = self.description.check_request(method, path, query, request.body, request.headers)
         self.seen.add((operation.method, operation.template))
         response = self.github.handle(request)
