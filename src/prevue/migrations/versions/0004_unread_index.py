@@ -20,5 +20,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """An older version of Prevue works with this schema's additions as they are."""
+    """An older version of Prevue works without the index, too."""
     raise NotImplementedError("there is no way back; an older version needs a database of its own")

@@ -20,22 +20,6 @@ _OPEN = (RequestState.WAITING.value, RequestState.CLAIMED.value)
 _IS_TO_SEND = outbox.c.sent_version < outbox.c.version
 _IS_TO_VERIFY = and_(outbox.c.sent_version == outbox.c.version, outbox.c.verify_at.is_not(None))
 _other = request.alias("other")
-_MINE = tuple_(request.c.at, request.c.rank, request.c.tie)
-# The one that was desired when the request ended: what is desired now may have come later, and a comment that follows it never stays.
-_newer_sha = (
-    select(_other.c.commit_sha)
-    .where(
-        _other.c.github_host == request.c.github_host,
-        _other.c.repository_id == request.c.repository_id,
-        _other.c.pr_number == request.c.pr_number,
-        tuple_(_other.c.at, _other.c.rank, _other.c.tie) > _MINE,
-        _other.c.registered_at <= request.c.finished_at,
-    )
-    .order_by(_other.c.at.desc(), _other.c.rank.desc(), _other.c.tie.desc(), _other.c.id)
-    .limit(1)
-    .correlate(request)
-    .scalar_subquery()
-)
 
 
 class PostgresOutbox(PostgresSweep):
@@ -127,7 +111,7 @@ class PostgresOutbox(PostgresSweep):
         """Protocol rule 1. Rows that somebody is working on are passed over: they are not quiet, and waiting for them could deadlock."""
         chosen = (
             select(request.c.id)
-            .join(preview, _same_preview(request))
+            .join(preview, _same_preview(preview, request))
             .where(
                 request.c.state.in_(_OPEN),
                 request.c.not_before <= NOW,
@@ -154,12 +138,25 @@ def _row(item: OutboxItem) -> ColumnElement[bool]:
     return and_(outbox.c.request_id == item.notice.request_id, outbox.c.kind == item.kind)
 
 
-def _same_preview(table: Any) -> ColumnElement[bool]:
+def _same_preview(one: Any, other: Any) -> ColumnElement[bool]:
     return and_(
-        preview.c.github_host == table.c.github_host,
-        preview.c.repository_id == table.c.repository_id,
-        preview.c.pr_number == table.c.pr_number,
+        one.c.github_host == other.c.github_host, one.c.repository_id == other.c.repository_id, one.c.pr_number == other.c.pr_number
     )
+
+
+# The one that was desired when the request ended: what is desired now may have come later, and a comment that follows it never stays.
+_newer_sha = (
+    select(_other.c.commit_sha)
+    .where(
+        _same_preview(_other, request),
+        tuple_(_other.c.at, _other.c.rank, _other.c.tie) > tuple_(request.c.at, request.c.rank, request.c.tie),
+        _other.c.registered_at <= request.c.finished_at,
+    )
+    .order_by(_other.c.at.desc(), _other.c.rank.desc(), _other.c.tie.desc(), _other.c.id)
+    .limit(1)
+    .correlate(request)
+    .scalar_subquery()
+)
 
 
 def _items(conditions: list[ColumnElement[bool]], order: list[ColumnElement[Any]], limit: int) -> Any:
